@@ -1,0 +1,125 @@
+"""What ``listen.bind`` may say, as text: nothing is resolved, opened or bound here."""
+
+from __future__ import annotations
+
+import socket
+
+from serve_zig.toml_format import string as quoted
+
+_PORT_MAX = 65_535
+_HOST_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._")
+
+
+class AddressError(ValueError):
+    """The text is not an address; the message says why and what to write."""
+
+
+class TcpAddress:
+    """A host and a port. An empty host stands for every interface, a port of 0 for a free one."""
+
+    __slots__ = ("host", "port", "text")
+
+    def __init__(self, text: str, host: str, port: int) -> None:
+        self.text = text
+        self.host = host
+        self.port = port
+
+
+class UnixAddress:
+    """The path of a socket file."""
+
+    __slots__ = ("path", "text")
+
+    def __init__(self, text: str, path: str) -> None:
+        self.text = text
+        self.path = path
+
+
+class InheritedAddress:
+    """A descriptor that the parent process bound, such as systemd's socket activation."""
+
+    __slots__ = ("descriptor", "text")
+
+    def __init__(self, text: str, descriptor: int) -> None:
+        self.text = text
+        self.descriptor = descriptor
+
+
+Address = TcpAddress | UnixAddress | InheritedAddress
+
+
+def parse_address(text: str) -> Address:
+    """Return the address that ``text`` spells; raise AddressError."""
+    if text.startswith("unix:"):
+        return _parse_unix(text)
+    if text.startswith("fd:"):
+        digits = text.removeprefix("fd://")
+        if not _is_number(digits, 2**31 - 1):
+            raise AddressError(
+                f'found {quoted(text)}; write "fd://" and a descriptor, such as "fd://3"'
+            )
+        return InheritedAddress(text, int(digits))
+    if "://" in text:
+        raise AddressError(
+            f'found {quoted(text)}; write only host and port, such as "127.0.0.1:8000"'
+        )
+    return _parse_tcp(text)
+
+
+def _parse_unix(text: str) -> UnixAddress:
+    path = text.removeprefix("unix:")
+    if path.startswith("@") or "\0" in path:
+        raise AddressError(
+            f"found {quoted(text)}; a socket without a file is not supported, name a path: "
+            '"unix:/run/app.sock"'
+        )
+    if path in ("", "/") or path.endswith("/"):
+        raise AddressError(f'found {quoted(text)}, which names no file; write "unix:/run/app.sock"')
+    return UnixAddress(text, path)
+
+
+def _parse_tcp(text: str) -> TcpAddress:
+    host, colon, port = text.rpartition(":")
+    if text.startswith("[") and text.endswith("]"):
+        raise AddressError(f'found {quoted(text)}, which has no port; write "{text}:8000"')
+    if not colon:
+        if _is_number(text, _PORT_MAX):
+            raise AddressError(
+                f'found {quoted(text)}, which has no host; for all of them write ":{text}"'
+            )
+        raise AddressError(f'found {quoted(text)}, which has no port; write "{text}:8000"')
+    if not _is_number(port, _PORT_MAX):
+        raise AddressError(
+            f"found {quoted(text)}, where {quoted(port)} is not a port; allowed is 0 to {_PORT_MAX}"
+        )
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+        if not _is_numeric(socket.AF_INET6, host.partition("%")[0]):
+            raise AddressError(f"found {quoted(text)}, where {quoted(host)} is not an IPv6 address")
+    elif ":" in host:
+        raise AddressError(
+            f'found {quoted(text)}; an IPv6 address stands in brackets, such as "[::1]:8000"'
+        )
+    elif host == "*":
+        raise AddressError(f'found {quoted(text)}; for all interfaces write ":{port}"')
+    elif not _HOST_CHARACTERS.issuperset(host):
+        raise AddressError(
+            f"found {quoted(text)}, where {quoted(host)} is not a host name or address"
+        )
+    elif host.rpartition(".")[2].isdigit() and not _is_numeric(socket.AF_INET, host):
+        # The last label of a host name is not all digits (RFC 1123 section 2.1), so this is an
+        # IPv4 address gone wrong, which the resolver would take for another one ("127.1").
+        raise AddressError(f"found {quoted(text)}, where {quoted(host)} is not an IPv4 address")
+    return TcpAddress(text, host, int(port))
+
+
+def _is_number(text: str, most: int) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= 10 and int(text) <= most
+
+
+def _is_numeric(family: socket.AddressFamily, host: str) -> bool:
+    try:
+        socket.inet_pton(family, host)
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,150 @@
+"""The command line: what is asked for, and the exit status.
+
+A user's mistake ends in messages on stderr, never in a traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import threading
+
+from serve_zig import __version__
+from serve_zig.application import load as load_application
+from serve_zig.config import FILE_DEFAULT, Config
+from serve_zig.config import load as load_config
+from serve_zig.errors import EXIT_DRAINED, ConfigError, LauncherError
+from serve_zig.target import parse_target
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_COMMANDS_LATER = ("init", "schema", "migrate", "top")
+
+# What a shell reports for a program that SIGINT ended.
+_EXIT_INTERRUPTED = 130
+
+_EPILOG = """\
+exit status:
+  0  after a clean drain
+  1  the server failed
+  2  the config is wrong
+  3  the application could not be imported
+  4  the drain timed out with requests still running
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status."""
+    try:
+        return _run(_parse(arguments))
+    except LauncherError as error:
+        sys.stderr.write(error.report())
+        return error.exit_status
+    except KeyboardInterrupt:
+        sys.stderr.write("serve-zig: interrupted\n")
+        return _EXIT_INTERRUPTED
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="serve-zig",
+        description="Serve the WSGI application that serve.toml names.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "-c",
+        "--config",
+        metavar="FILE",
+        default=FILE_DEFAULT,
+        help="the config file (default: %(default)s in the current folder)",
+    )
+    parser.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        dest="overrides",
+        help="override one key, such as listen.bind=127.0.0.1:9000 (repeatable; the value is "
+        "TOML, a bare word is a string)",
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="load the config and import the application, print the resolved config, exit",
+    )
+    parser.add_argument("--reload", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--version", action="store_true", help="print the versions of serve-zig, Python and Zig"
+    )
+    parser.add_argument("command", nargs="*", help=argparse.SUPPRESS)
+    options, unknown = parser.parse_known_args(arguments)
+    # A command that is not known has options that are not known either.
+    if unknown and not options.command:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return options
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.version:
+        return _print_version()
+    if options.command:
+        raise _unknown_command(options.command[0])
+    if options.reload:
+        raise ConfigError("--reload is not available yet; leave it out")
+    config = load_config(options.config, options.overrides)
+    if options.check:
+        return _check(config)
+    # Imported here: --check and the refusals need neither sockets nor threads.
+    from serve_zig.runner import serve
+
+    return serve(config)
+
+
+def _unknown_command(command: str) -> ConfigError:
+    if command in _COMMANDS_LATER:
+        return ConfigError(f"the command {command} is not available yet; leave it out")
+    if ":" in command:
+        return ConfigError(
+            f'"{command}" is not a command; name the application in the config file, or with '
+            f"--set app.target={command}"
+        )
+    return ConfigError(f'"{command}" is not a command; see serve-zig --help')
+
+
+def _print_version() -> int:
+    from serve_zig.runner import core_server
+
+    core_server()
+    from serve_zig import _core
+
+    build = _core.build_info()
+    python = ".".join(map(str, sys.version_info[:3]))
+    print(
+        f"serve-zig {__version__} ({sys.implementation.name} {python}, Zig {build['zig']}, "
+        f"{build['optimize']}, {build['target']})"
+    )
+    return EXIT_DRAINED
+
+
+def _check(config: Config) -> int:
+    """Import the application and print the resolved config; nothing is started."""
+    target = parse_target(config.text("app.target"))
+    stdout = sys.stdout
+    # What the application prints while it is imported must not end up in the TOML.
+    sys.stdout = sys.stderr
+    try:
+        load_application(target, config.text("app.directory"), config.place("app.target"))
+    finally:
+        sys.stdout = stdout
+    # TOML is UTF-8, whatever the terminal's encoding is.
+    sys.stdout.buffer.write(config.to_toml().encode("utf-8"))
+    sys.stdout.flush()
+    if any(not one.daemon for one in threading.enumerate() if one is not threading.main_thread()):
+        # The import has started a thread, which the interpreter would wait for.
+        os._exit(EXIT_DRAINED)
+    return EXIT_DRAINED

@@ -1,0 +1,101 @@
+"""What the launcher writes to stderr once it serves: one record a line, time first.
+
+A record is ``time level message``; further lines that belong to it, such as a traceback, are
+indented. So a record always begins at the left edge with a time, and nothing that a client or an
+exception's text contains can pass for one.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from serve_zig.application_traceback import escape_controls, format_exception
+
+LEVELS = ("error", "warning", "info")
+
+_STDERR = 2
+
+
+class Log:
+    """Writes records of a level and above; any thread may call it."""
+
+    def __init__(self, level: str) -> None:
+        self._enabled = LEVELS[: LEVELS.index(level) + 1]
+
+    def info(self, message: str) -> None:
+        """Record what happened as planned."""
+        self.record("info", message)
+
+    def warning(self, message: str) -> None:
+        """Record what should be looked at; the server goes on."""
+        self.record("warning", message)
+
+    def error(self, message: str, detail: str = "") -> None:
+        """Record what failed; ``detail`` may have many lines."""
+        self.record("error", message, detail)
+
+    def record(self, level: str, message: str, detail: str = "") -> None:
+        """Write one record, in one piece wherever the system can."""
+        if level not in self._enabled:
+            return
+        lines = [f"{_timestamp()} {level} {message}"]
+        lines += [f"    {line}" for line in detail.rstrip("\n").split("\n") if detail]
+        _write(("\n".join(lines) + "\n").encode("utf-8", "backslashreplace"))
+
+    def report(
+        self,
+        kind: str,
+        message: str,
+        exception: BaseException | None,
+        method: str,
+        target: str,
+        client: str,
+    ) -> None:
+        """Record an error of the application while it answered a request.
+
+        ``kind`` is "application" where it raised and "protocol" where it broke PEP 3333. Called
+        by the core from a worker, with the GIL held.
+        """
+        what = message
+        detail = ""
+        if exception is not None:
+            what = f"{message}: {type(exception).__name__}" if message else type(exception).__name__
+            try:
+                detail = format_exception(exception)
+            except Exception as error:
+                # The exception's own __str__ may fail, and an import may for want of descriptors.
+                detail = f"(no traceback: {type(error).__name__})"
+        request = f'{escape(method)} "{escape(target)}" from {escape(client) or "a unix socket"}'
+        self.error(f"{kind} error: {_one_line(what)}; {request}", detail)
+
+
+def escape(text: str) -> str:
+    r"""Return ``text`` in printable ASCII without quotes, so that it fits between two of them.
+
+    Native strings of WSGI hold bytes as Latin-1, so what is not ASCII becomes ``\xNN``.
+    """
+    if text.isascii() and text.isprintable() and '"' not in text and "\\" not in text:
+        return text
+    return text.encode("unicode_escape").decode("ascii").replace('"', '\\"')
+
+
+def _one_line(text: str) -> str:
+    return escape_controls(text).replace("\n", "\\n")
+
+
+def _timestamp() -> str:
+    """Return the time in UTC as RFC 3339 writes it, with milliseconds."""
+    now_ms = time.time_ns() // 1_000_000
+    seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now_ms // 1000))
+    return f"{seconds}.{now_ms % 1000:03d}Z"
+
+
+def _write(record: bytes) -> None:
+    # Past sys.stderr, which an application may have replaced or closed.
+    while record:
+        try:
+            record = record[os.write(_STDERR, record) :]
+        except OSError:
+            # Nobody reads the log any more; that must not stop the server.
+            return

@@ -1,0 +1,346 @@
+"""A server's life: listeners, application, workers, signals, drain; and the exit status.
+
+The main thread waits in ``Server.wait`` and acts on signals. The workers are daemon threads: one
+that is stuck in the application must not keep the process from ending.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+
+from serve_zig import __version__
+from serve_zig.application import load
+from serve_zig.application_traceback import format_stack
+from serve_zig.descriptors import fit_connections
+from serve_zig.errors import (
+    EXIT_DRAIN_TIMEOUT,
+    EXIT_DRAINED,
+    EXIT_FAILED,
+    LauncherError,
+    StartInterruptedError,
+)
+from serve_zig.listeners import Listener, close_listeners, open_listeners
+from serve_zig.logging import Log
+from serve_zig.signals import Signals
+from serve_zig.target import parse_target
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from serve_zig._core import Server
+    from serve_zig.config import Config
+
+# A signal ends the wait before that.
+_WAIT_MS = 60_000
+
+# How much longer than the core the launcher waits for the end of a drain: whoever polls may be
+# stuck in the application.
+_DRAIN_GRACE_SECONDS = 0.25
+
+# How long workers may take to return once the server has stopped, and where some are known to be
+# stuck.
+_JOIN_SECONDS = 1.0
+_JOIN_SECONDS_HURRIED = 0.1
+
+# How long the interpreter may take to end after that: the application's atexit functions, and its
+# threads, for which the interpreter would wait without end.
+_EXIT_SECONDS = 10.0
+
+_OPTIONS = {
+    "threads": "concurrency.threads",
+    "queue": "concurrency.queue",
+    "request_line_bytes": "limits.request_line",
+    "head_bytes": "limits.head",
+    "fields": "limits.fields",
+    "body_bytes": "limits.body",
+    "body_memory_bytes": "limits.body_memory",
+    "requests_per_connection": "limits.requests_per_connection",
+    "response_memory_bytes": "limits.response_memory",
+}
+_OPTIONS_MS = {
+    "queue_timeout_ms": "concurrency.queue_timeout",
+    "head_timeout_ms": "timeouts.head",
+    "body_timeout_ms": "timeouts.body",
+    "keep_alive_timeout_ms": "timeouts.keep_alive",
+    "write_timeout_ms": "timeouts.write",
+    "drain_timeout_ms": "timeouts.drain",
+}
+
+
+def serve(config: Config) -> int:
+    """Serve until a signal ends it, and return the exit status.
+
+    Raises LauncherError where the server does not come to serve. Ends the process itself where a
+    worker cannot be waited for.
+    """
+    log = Log(config.text("log.level"))
+    signals = Signals()
+    listeners: list[Listener] = []
+    try:
+        signals.install()
+        server_type = core_server()
+        connections = _fit_connections(config, log)
+        listeners = open_listeners(
+            config.strings("listen.bind"),
+            config.integer("listen.unix_mode"),
+            config.place("listen.bind"),
+        )
+        target = parse_target(config.text("app.target"))
+        application = load(target, config.text("app.directory"), config.place("app.target"))
+        for listener in listeners:
+            listener.listen(config.integer("listen.backlog"))
+        options = core_options(config, connections)
+        # From here the descriptors are the core's, which closes them when it drains.
+        sockets = [(one.hand_over(), one.server_name, one.server_port) for one in listeners]
+        try:
+            server = server_type(options, sockets, application, log.report)
+        except (OSError, ValueError, RuntimeError, MemoryError) as error:
+            raise LauncherError(f"the core cannot start: {type(error).__name__}: {error}") from None
+        sys.setswitchinterval(config.seconds("concurrency.switch_interval"))
+        signals.serving(server.wakeup_fd())
+        workers = Workers(server, log)
+        workers.start()
+        log.info(
+            f"serve-zig {__version__} (pid {os.getpid()}) serves {target.text} on "
+            f"{', '.join(one.url for one in listeners)} "
+            f"with {config.integer('concurrency.threads')} threads"
+        )
+        run = _Run(server, workers, listeners, signals, log, config.seconds("timeouts.drain"))
+        status = run.wait()
+        signals.ending()
+    except (StartInterruptedError, LauncherError):
+        # An import that a signal broke off may fail in the application's own way.
+        if not signals.stops:
+            raise
+        log.info(f"{signals.stops[0]}: stopped before the server served")
+        return EXIT_DRAINED
+    finally:
+        close_listeners(listeners)
+    if not workers.join(_JOIN_SECONDS if status == EXIT_DRAINED else _JOIN_SECONDS_HURRIED):
+        _exit(status)
+    _exit_within(_EXIT_SECONDS, status, log)
+    return status
+
+
+def core_server() -> type[Server]:
+    """Return the extension module's Server; raise LauncherError where the module is missing."""
+    try:
+        from serve_zig._core import Server
+    except ImportError as error:
+        raise LauncherError(
+            f"the extension module serve_zig._core cannot be loaded ({error}); install serve-zig "
+            "for this platform, or build it: pip install -e ."
+        ) from None
+    return Server
+
+
+def core_options(config: Config, connections: int) -> dict[str, int | bool | str]:
+    """Return the config as the core takes it: times in milliseconds, sizes in bytes."""
+    options: dict[str, int | bool | str] = {
+        name: config.integer(path) for name, path in _OPTIONS.items()
+    }
+    for name, path in _OPTIONS_MS.items():
+        options[name] = max(1, round(config.seconds(path) * 1000))
+    options["connections"] = connections
+    options["temporary_directory"] = temporary_directory()
+    return options
+
+
+def temporary_directory() -> str:
+    """Return where a request body past ``limits.body_memory`` goes.
+
+    The rule of the standard library's tempfile, without making a file to try it: nothing is
+    written before a request needs it, and a read-only root must do until then.
+    """
+    candidates = [os.environ.get(name, "") for name in ("TMPDIR", "TEMP", "TMP")]
+    for candidate in (*candidates, "/tmp", "/var/tmp", "/usr/tmp"):
+        if os.path.isdir(candidate) and os.access(candidate, os.W_OK | os.X_OK):
+            return os.path.abspath(candidate)
+    return "/tmp"
+
+
+class Workers:
+    """The threads that run ``Server.run_worker``. One that ends by itself ends the server."""
+
+    def __init__(self, server: Server, log: Log) -> None:
+        self._server = server
+        self._log = log
+        self._is_ending = False
+        self.has_failed = False
+        self.threads = [
+            threading.Thread(target=self._work, name=f"serve-zig-{number}", daemon=True)
+            for number in range(server.worker_count())
+        ]
+
+    def start(self) -> None:
+        """Start every thread; raise LauncherError where the system refuses one."""
+        for number, thread in enumerate(self.threads):
+            try:
+                thread.start()
+            except RuntimeError:
+                self._server.stop()
+                raise LauncherError(
+                    f"the system allows only {number} of {len(self.threads)} threads; lower "
+                    "concurrency.threads or raise the limit on processes (pids, ulimit -u)"
+                ) from None
+
+    def ending(self) -> None:
+        """From here on a worker is expected to return."""
+        self._is_ending = True
+
+    def join(self, seconds: float) -> bool:
+        """Wait at most so long, in all, and return whether every thread has ended."""
+        deadline = time.monotonic() + seconds
+        for thread in self.threads:
+            if thread.ident is not None:
+                thread.join(max(0.0, deadline - time.monotonic()))
+        return not any(thread.is_alive() for thread in self.threads)
+
+    def stacks(self) -> list[tuple[str, str]]:
+        """Return name and stack of each thread that is inside the application."""
+        frames = sys._current_frames()
+        found = []
+        for thread in self.threads:
+            frame = frames.get(thread.ident or 0)
+            stack = format_stack(frame) if frame is not None else ""
+            if stack:
+                found.append((thread.name, stack))
+        return found
+
+    def _work(self) -> None:
+        try:
+            self._server.run_worker()
+        except BaseException as error:
+            self._fail(f"{type(error).__name__}: {error}")
+        else:
+            if not self._is_ending:
+                self._fail("it returned")
+
+    def _fail(self, why: str) -> None:
+        self.has_failed = True
+        name = threading.current_thread().name
+        self._log.error(f"the worker {name} has ended ({why}); the server stops")
+        self._server.stop()
+
+
+class _Run:
+    """From the first request to the exit status. ``drain_seconds`` is timeouts.drain."""
+
+    def __init__(
+        self,
+        server: Server,
+        workers: Workers,
+        listeners: list[Listener],
+        signals: Signals,
+        log: Log,
+        drain_seconds: float,
+    ) -> None:
+        self._server = server
+        self._workers = workers
+        self._listeners = listeners
+        self._signals = signals
+        self._log = log
+        self._drain_seconds = drain_seconds
+        self._deadline: float | None = None
+
+    def wait(self) -> int:
+        """Wait for the end, acting on signals, and return the exit status."""
+        while not self._server.wait(self._timeout_ms()):
+            for note in self._signals.take_notes():
+                self._log.warning(note)
+            stops = self._signals.stops
+            if len(stops) > 1:
+                self._log.warning(f"{stops[1]}: the second signal; the server stops at once")
+                return self._stop(EXIT_FAILED)
+            if stops and self._deadline is None:
+                self._drain(stops[0])
+            elif self._deadline is not None and time.monotonic() >= self._deadline:
+                return self._time_out()
+        if self._workers.has_failed:
+            return EXIT_FAILED
+        if self._deadline is None:
+            self._log.error("the server has stopped by itself")
+            return EXIT_FAILED
+        if any(self._load().values()):
+            return self._time_out()
+        self._log.info("drained; the server ends")
+        return EXIT_DRAINED
+
+    def _timeout_ms(self) -> int:
+        if self._deadline is None:
+            return _WAIT_MS
+        left_ms = round((self._deadline - time.monotonic()) * 1000)
+        return max(1, min(_WAIT_MS, left_ms))
+
+    def _drain(self, signal_name: str) -> None:
+        seconds = self._drain_seconds
+        self._deadline = time.monotonic() + seconds + _DRAIN_GRACE_SECONDS
+        self._log.info(f"{signal_name}: draining for at most {seconds:g} s ({self._load_text()})")
+        self._workers.ending()
+        for listener in self._listeners:
+            listener.remove_file()
+        self._server.drain()
+
+    def _time_out(self) -> int:
+        """Say what is still running after the drain, and give it up."""
+        self._log.error(
+            f"the drain timed out after {self._drain_seconds:g} s ({self._load_text()})"
+        )
+        for name, stack in self._workers.stacks():
+            self._log.error(f"{name} is still inside the application", stack)
+        return self._stop(EXIT_DRAIN_TIMEOUT)
+
+    def _stop(self, status: int) -> int:
+        self._workers.ending()
+        self._server.stop()
+        return status
+
+    def _load(self) -> dict[str, int]:
+        status = self._server.status()
+        return {name: status[name] for name in ("connections", "running", "queued")}
+
+    def _load_text(self) -> str:
+        return ", ".join(f"{count} {name}" for name, count in self._load().items())
+
+
+def _fit_connections(config: Config, log: Log) -> int:
+    allowed = config.integer("limits.connections")
+    connections = fit_connections(allowed)
+    if connections < allowed:
+        log.warning(
+            f"limits.connections is cut from {allowed} to {connections}: this process may open no "
+            "more files (ulimit -n)"
+        )
+    return connections
+
+
+def _exit_within(seconds: float, status: int, log: Log) -> None:
+    """End the process if the interpreter has not ended it within so many seconds."""
+
+    def end() -> None:
+        time.sleep(seconds)
+        names = [
+            thread.name
+            for thread in threading.enumerate()
+            if not thread.daemon and thread is not threading.main_thread()
+        ]
+        log.warning(
+            f"the interpreter has not ended within {seconds:g} s (threads of the application: "
+            f"{', '.join(names) or 'none'}); the process ends now"
+        )
+        _exit(status)
+
+    threading.Thread(target=end, name="serve-zig-exit", daemon=True).start()
+
+
+def _exit(status: int) -> None:
+    """End the process beside threads that cannot be waited for."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            # Closed, or nobody reads it any more: there is nothing to save.
+            continue
+    os._exit(status)

@@ -1,0 +1,303 @@
+"""Every key of serve.toml: its kind, default and meaning, in one table.
+
+Validation, ``--check`` and docs/CONFIGURATION.md are read from this table, so that none of them
+can disagree with another. A key that the contract names but whose function does not exist yet has
+no kind: it is refused by name, never accepted and ignored.
+"""
+
+from __future__ import annotations
+
+from serve_zig.kinds import (
+    GIBIBYTE,
+    KIBIBYTE,
+    MEBIBYTE,
+    TEBIBYTE,
+    Addresses,
+    Choice,
+    Integer,
+    Kind,
+    Mode,
+    Seconds,
+    Size,
+    Text,
+    Value,
+)
+from serve_zig.target import parse_target
+
+# Below a millisecond there is nothing left to time; 0 would read as "no limit" to some and as "at
+# once" to others, so that a key whose meaning at 0 is not stated does not take it.
+_SECONDS_LEAST = 0.001
+
+
+class Key:
+    """One key: ``path`` is ``table.name``.
+
+    A ``default`` of None means that the key must be given. A ``kind`` of None means that the
+    key is not available yet; ``default_toml`` is then what the contract says.
+    """
+
+    __slots__ = ("default", "default_toml", "documentation", "kind", "path")
+
+    def __init__(
+        self,
+        path: str,
+        kind: Kind | None,
+        default: Value | None,
+        documentation: str,
+        default_toml: str = "",
+    ) -> None:
+        self.path = path
+        self.kind = kind
+        self.default = default
+        self.documentation = documentation
+        if kind is not None and default is not None:
+            default_toml = kind.to_toml(default)
+        self.default_toml = default_toml
+
+    @property
+    def table(self) -> str:
+        """The table's name."""
+        return self.path.partition(".")[0]
+
+    @property
+    def name(self) -> str:
+        """The key's name within its table."""
+        return self.path.partition(".")[2]
+
+
+def _later(path: str, default_toml: str, documentation: str) -> Key:
+    return Key(path, None, None, documentation, default_toml)
+
+
+TABLES: dict[str, str] = {
+    "app": "The application to serve.",
+    "listen": "Where connections are accepted.",
+    "concurrency": "How many application calls run, and how many requests wait for one.",
+    "limits": "A limit on everything that a client or an application can make grow.",
+    "timeouts": "How long each phase may take, in seconds.",
+    "proxy": "Reverse proxies in front of the server.",
+    "log": "What is written to stderr, and the access log.",
+    "admin": "The listener for health, metrics and diagnosis.",
+    "static": "Files that are answered without the application.",
+}
+"""Each table with one sentence, in the order of the documents."""
+
+KEYS: tuple[Key, ...] = (
+    Key(
+        "app.target",
+        Text(
+            'a string such as "package.module:callable", or "package.module:create_app()" '
+            "for a factory",
+            parse_target,
+        ),
+        None,
+        "The WSGI application: a module and an attribute of it (dotted where it is nested), with "
+        "() behind it where it is a factory that returns the application.",
+    ),
+    Key(
+        "app.directory",
+        Text("a string that names a directory"),
+        ".",
+        "The directory that is put first on sys.path, relative to the config file.",
+    ),
+    _later(
+        "app.startup", '""', "A callable that runs once after the import, before /readyz turns 200."
+    ),
+    _later("app.shutdown", '""', "A callable that runs once after the drain."),
+    _later(
+        "app.startup_timeout",
+        "0.0",
+        "The server gives up with status 3 when import and startup take longer; 0: never.",
+    ),
+    Key(
+        "listen.bind",
+        Addresses(),
+        ["127.0.0.1:8000"],
+        "Where to listen: one address or several (see Addresses).",
+    ),
+    Key(
+        "listen.backlog",
+        Integer(1, 65_535),
+        2048,
+        "Connections that the kernel holds until they are accepted; the system may cut it "
+        "(net.core.somaxconn).",
+    ),
+    Key(
+        "listen.unix_mode",
+        Mode(),
+        0o666,
+        "The permission bits of a unix socket's file; whoever may write to the file may connect.",
+    ),
+    Key(
+        "concurrency.threads",
+        Integer(1, 4096),
+        32,
+        "The most application calls in progress at once.",
+    ),
+    Key(
+        "concurrency.queue",
+        Integer(1, 1_000_000),
+        1024,
+        "The most parsed requests that wait for a thread; past it the answer is 503 with "
+        "Retry-After.",
+    ),
+    Key(
+        "concurrency.queue_timeout",
+        Seconds(_SECONDS_LEAST),
+        10.0,
+        "The longest wait of a request for a thread; past it the answer is 503.",
+    ),
+    Key(
+        "concurrency.switch_interval",
+        Seconds(0.0001, 1.0),
+        0.005,
+        "How long a thread may keep the GIL while another one wants it (sys.setswitchinterval).",
+    ),
+    Key(
+        "limits.connections",
+        Integer(1, 1_000_000),
+        10_000,
+        "The most connections at once; past it the longest-idle keep-alive connection is closed, "
+        "and with none idle, accepting pauses. Cut at start, with a warning, where the process may "
+        "not open as many files.",
+    ),
+    Key(
+        "limits.request_line",
+        Size(16, MEBIBYTE),
+        8 * KIBIBYTE,
+        "The longest request line; past it the answer is 414.",
+    ),
+    Key(
+        "limits.head",
+        Size(64, 16 * MEBIBYTE),
+        64 * KIBIBYTE,
+        "The longest request head, which is the request line and the field lines together; past "
+        "it the answer is 431.",
+    ),
+    Key(
+        "limits.fields",
+        Integer(1, 10_000),
+        100,
+        "The most field lines of a request; past it the answer is 431.",
+    ),
+    Key(
+        "limits.body",
+        Size(1, 8 * TEBIBYTE),
+        GIBIBYTE,
+        "The longest request body; past it the answer is 413, before the body is read where "
+        "Content-Length tells.",
+    ),
+    Key(
+        "limits.body_memory",
+        Size(1, GIBIBYTE),
+        MEBIBYTE,
+        "How much of one request body is held in memory; the rest is in a temporary file.",
+    ),
+    Key(
+        "limits.requests_per_connection",
+        Integer(0, 2**31 - 1),
+        0,
+        "After so many requests a connection is closed; 0: no limit.",
+    ),
+    Key(
+        "limits.response_memory",
+        Size(1, GIBIBYTE),
+        MEBIBYTE,
+        "How much of one response is held ahead of a slow client, so that its thread is free.",
+    ),
+    _later("limits.requests", "0", "The server drains and exits 0 after so many; 0: never."),
+    _later(
+        "limits.requests_jitter",
+        "0",
+        "The most requests, chosen at random, that are added to limits.requests.",
+    ),
+    _later(
+        "limits.memory",
+        "0",
+        "The server drains and exits 0 when resident memory passes it; 0: never.",
+    ),
+    Key(
+        "timeouts.head",
+        Seconds(_SECONDS_LEAST),
+        10.0,
+        "For a whole request head, from its first byte; past it the answer is 408.",
+    ),
+    Key(
+        "timeouts.body",
+        Seconds(_SECONDS_LEAST),
+        30.0,
+        "Without progress on a request body; past it the answer is 408.",
+    ),
+    Key(
+        "timeouts.keep_alive",
+        Seconds(_SECONDS_LEAST),
+        75.0,
+        "Idle between two requests of a connection; past it the connection is closed.",
+    ),
+    Key(
+        "timeouts.write",
+        Seconds(_SECONDS_LEAST),
+        30.0,
+        "Without progress on a response; past it the connection is closed.",
+    ),
+    _later(
+        "timeouts.drain_delay",
+        "0.0",
+        "After SIGTERM connections are accepted for so long, with /readyz at 503.",
+    ),
+    Key(
+        "timeouts.drain",
+        Seconds(_SECONDS_LEAST),
+        30.0,
+        "After SIGTERM or SIGINT: how long what is in flight may take; past it the exit status "
+        "is 4.",
+    ),
+    _later("timeouts.request", "0.0", "For one application call; 0: no limit."),
+    _later(
+        "timeouts.request_action",
+        '"log"',
+        'What happens past timeouts.request: "log" the Python stack, "answer" 504, or "raise".',
+    ),
+    _later(
+        "proxy.trusted",
+        "[]",
+        'Addresses and CIDR ranges, or "unix"; only from these are forwarded fields believed.',
+    ),
+    _later("proxy.headers", '"x-forwarded"', 'Which fields: "x-forwarded", or "forwarded".'),
+    _later("proxy.protocol", "false", "PROXY protocol v1 and v2, required from trusted peers."),
+    Key(
+        "log.level",
+        Choice("error", "warning", "info"),
+        "info",
+        "The least important messages that are written to stderr.",
+    ),
+    Key(
+        "log.format",
+        Choice("text", later=("json",)),
+        "text",
+        "How error and access lines are written.",
+    ),
+    _later("log.access", '"off"', 'The access log: "stdout", "stderr" or a file path.'),
+    _later("log.access_exclude", "[]", "Paths not logged when answered below 400."),
+    _later("log.slow_request", "0.0", "Requests slower than this are logged with their phases."),
+    _later("admin.bind", '""', "The address of the admin listener; empty: none."),
+    _later("admin.livez_stall", "30.0", "How long a stall may last until /livez turns 503."),
+    _later("admin.in_band", '""', "A path prefix for /livez and /readyz on the main listeners."),
+    _later("static.route", '""', "The path prefix that is answered from the directory."),
+    _later("static.directory", '""', "The directory of the files."),
+    _later("static.cache_control", '""', "The Cache-Control field of the answers."),
+    _later("static.index", '""', "The file that answers for a directory."),
+)
+"""Every key that the contract names, table by table."""
+
+KEYS_BY_PATH: dict[str, Key] = {key.path: key for key in KEYS}
+
+
+def keys_of(table: str) -> list[Key]:
+    """Return the keys of one table, in the order of the documents."""
+    return [key for key in KEYS if key.table == table]
+
+
+def is_available(table: str) -> bool:
+    """Return whether any key of the table is available yet."""
+    return any(key.kind is not None for key in keys_of(table))

@@ -1,0 +1,370 @@
+//! A request body: gathered before the application starts, or read by it as it comes.
+//!
+//! Gathered is the rule: the poller takes the body in, so that a slow client holds no thread. A small
+//! one stays where it was received, a larger one gets memory of its own up to a limit, and the rest
+//! goes to an unlinked file. Streamed is for `Expect: 100-continue` alone, where the client waits for
+//! the application to ask (RFC 9110 10.1.1). Owner: whoever owns the connection. GIL: not needed;
+//! reading a stream waits, and leaves the GIL for that through `Interlude`.
+
+const std = @import("std");
+const chunked = @import("chunked.zig");
+const sys = @import("sys.zig");
+const Exchange = @import("exchange.zig").Exchange;
+
+pub const Limits = struct {
+    bytes_max: u64,
+    memory_bytes_max: usize,
+    timeout_ms: u64,
+    temporary_directory: []const u8,
+};
+
+/// What a thread does before and after it waits: give the GIL away and take it back. What `leave`
+/// returns is the thread's own and is shown to `enter`.
+pub const Interlude = struct {
+    leave: *const fn () ?*anyopaque,
+    enter: *const fn (?*anyopaque) void,
+
+    pub fn wait_ready(self: Interlude, fd: sys.Fd, what: sys.WaitFor, timeout_ms: u64) bool {
+        const thread_state = self.leave();
+        defer self.enter(thread_state);
+        return sys.wait_ready(fd, what, timeout_ms);
+    }
+};
+
+pub const TakeError = chunked.Error || sys.FileError || error{ TooLarge, OutOfMemory };
+pub const ReadError = TakeError || error{ ClientGone, TimedOut };
+
+const continue_head = "HTTP/1.1 100 Continue\r\n\r\n";
+/// First memory for a body whose length is not known.
+const growing_bytes_first = 16 * 1024;
+/// Least room to receive chunked bytes into.
+const receive_bytes_min = 4096;
+
+pub const Body = struct {
+    mode: Mode = .none,
+    storage: Storage = .in_place,
+    /// All of it has been taken in.
+    complete: bool = true,
+    /// Content-Length: what is still to come.
+    remaining: u64 = 0,
+    decoder: ?chunked.Decoder = null,
+    /// Where in the exchange's bytes the body's bytes that were not taken in yet begin.
+    cursor: u32 = 0,
+    /// Decoded bytes taken in so far.
+    length: u64 = 0,
+    /// `memory` is the start of the body; with `in_place` it is part of the exchange's buffer.
+    memory: []u8 = &.{},
+    memory_used: usize = 0,
+    file: sys.Fd = sys.no_fd,
+    file_length: u64 = 0,
+    /// How far the application has read.
+    position: u64 = 0,
+    /// The client waits for 100 (Continue).
+    continue_due: bool = false,
+
+    const Mode = enum { none, gathered, streamed };
+    const Storage = enum { in_place, own_memory };
+
+    pub fn deinit(self: *Body, gpa: std.mem.Allocator) void {
+        if (self.storage == .own_memory) gpa.free(self.memory);
+        if (self.file != sys.no_fd) sys.close(self.file);
+    }
+
+    /// Sets up for the head that was just parsed. Refuses what Content-Length tells to be too large.
+    pub fn begin(
+        self: *Body,
+        exchange: *Exchange,
+        gpa: std.mem.Allocator,
+        limits: *const Limits,
+    ) TakeError!void {
+        const head = &exchange.head;
+        self.cursor = head.head_bytes;
+        exchange.request_end = head.head_bytes;
+        switch (head.framing) {
+            .none => return,
+            .content_length => |length| {
+                if (length > limits.bytes_max) return error.TooLarge;
+                self.remaining = length;
+            },
+            .chunked => self.decoder = .init(.{}),
+        }
+        self.complete = self.decoder == null and self.remaining == 0;
+        if (self.complete) return;
+        const nothing_came = exchange.received == head.head_bytes;
+        if (head.expect == .continue_100 and nothing_came) {
+            self.mode = .streamed;
+            self.continue_due = true;
+            return exchange.ensure_space(gpa, receive_bytes_min);
+        }
+        self.mode = .gathered;
+        if (self.decoder != null or self.fits_in_place(exchange)) return;
+        const bytes: usize = @intCast(@min(self.remaining, limits.memory_bytes_max));
+        self.storage = .own_memory;
+        self.memory = try gpa.alloc(u8, bytes);
+    }
+
+    fn fits_in_place(self: *const Body, exchange: *const Exchange) bool {
+        return self.remaining <= exchange.bytes.len - self.cursor;
+    }
+
+    // ---- Gathering: the poller -----------------------------------------------------------------
+
+    /// Where the poller shall receive to: the body's own memory where that saves a copy, else the
+    /// exchange's buffer, or `scratch` for what goes to the file.
+    pub fn receive_into(
+        self: *Body,
+        exchange: *Exchange,
+        gpa: std.mem.Allocator,
+        scratch: []u8,
+    ) error{OutOfMemory}![]u8 {
+        if (self.decoder != null) try exchange.ensure_space(gpa, receive_bytes_min);
+        if (self.decoder != null or self.storage == .in_place) {
+            return exchange.bytes[exchange.received..];
+        }
+        const room = self.memory[self.memory_used..];
+        if (room.len > 0) return room;
+        return scratch[0..@intCast(@min(scratch.len, self.remaining))];
+    }
+
+    /// Takes in the `count` bytes that were received to where `receive_into` said.
+    pub fn take_received(
+        self: *Body,
+        exchange: *Exchange,
+        gpa: std.mem.Allocator,
+        scratch: []u8,
+        count: usize,
+        limits: *const Limits,
+    ) TakeError!void {
+        if (self.decoder != null or self.storage == .in_place) {
+            exchange.received += @intCast(count);
+            return self.take_buffered(exchange, gpa, scratch, limits);
+        }
+        if (self.memory_used < self.memory.len) {
+            self.memory_used += count;
+        } else {
+            try self.write_to_file(scratch[0..count], limits);
+        }
+        self.count_taken(count);
+    }
+
+    /// Takes in what is in the exchange's buffer behind the head.
+    pub fn take_buffered(
+        self: *Body,
+        exchange: *Exchange,
+        gpa: std.mem.Allocator,
+        scratch: []u8,
+        limits: *const Limits,
+    ) TakeError!void {
+        if (self.decoder != null) return self.take_chunked(exchange, gpa, scratch, limits);
+        const came = exchange.bytes[self.cursor..exchange.received];
+        const count: usize = @intCast(@min(came.len, self.remaining));
+        switch (self.storage) {
+            .in_place => {
+                const start = exchange.head.head_bytes;
+                self.memory_used += count;
+                self.memory = exchange.bytes[start..][0..self.memory_used];
+                self.cursor += @intCast(count);
+                exchange.request_end = self.cursor;
+            },
+            .own_memory => {
+                // All that was received belongs to this body, which did not fit in place.
+                const to_memory = @min(count, self.memory.len - self.memory_used);
+                @memcpy(self.memory[self.memory_used..][0..to_memory], came[0..to_memory]);
+                self.memory_used += to_memory;
+                if (to_memory < count) try self.write_to_file(came[to_memory..count], limits);
+                exchange.received = self.cursor;
+            },
+        }
+        self.count_taken(count);
+    }
+
+    fn count_taken(self: *Body, count: usize) void {
+        self.length += count;
+        self.remaining -= count;
+        self.complete = self.remaining == 0;
+    }
+
+    fn take_chunked(
+        self: *Body,
+        exchange: *Exchange,
+        gpa: std.mem.Allocator,
+        scratch: []u8,
+        limits: *const Limits,
+    ) TakeError!void {
+        const decoder = &self.decoder.?;
+        while (true) {
+            const input = exchange.bytes[self.cursor..exchange.received];
+            const output = try self.chunked_output(gpa, scratch, limits);
+            const progress = try decoder.feed(input, output);
+            if (decoder.bytes_announced() > limits.bytes_max) return error.TooLarge;
+            self.cursor += @intCast(progress.consumed);
+            if (output.ptr == scratch.ptr) {
+                try self.write_to_file(output[0..progress.produced], limits);
+            } else {
+                self.memory_used += progress.produced;
+            }
+            self.length += progress.produced;
+            if (progress.done) {
+                self.complete = true;
+                exchange.request_end = self.cursor;
+                return;
+            }
+            if (self.cursor == exchange.received) {
+                self.rewind(exchange);
+                return;
+            }
+        }
+    }
+
+    /// Where decoded bytes go: memory that grows to its limit, then `scratch` for the file.
+    fn chunked_output(
+        self: *Body,
+        gpa: std.mem.Allocator,
+        scratch: []u8,
+        limits: *const Limits,
+    ) error{OutOfMemory}![]u8 {
+        if (self.memory_used == self.memory.len) {
+            if (self.memory.len >= limits.memory_bytes_max) return scratch;
+            const doubled = @max(growing_bytes_first, self.memory.len * 2);
+            const memory: []u8 = if (self.storage == .own_memory) self.memory else &.{};
+            self.memory = try gpa.realloc(memory, @min(doubled, limits.memory_bytes_max));
+            self.storage = .own_memory;
+        }
+        return self.memory[self.memory_used..];
+    }
+
+    /// All raw bytes are done with: the next are received right behind the head.
+    fn rewind(self: *Body, exchange: *Exchange) void {
+        self.cursor = exchange.head.head_bytes;
+        exchange.received = self.cursor;
+    }
+
+    fn write_to_file(self: *Body, bytes: []const u8, limits: *const Limits) sys.FileError!void {
+        if (self.file == sys.no_fd) self.file = try sys.open_unlinked(limits.temporary_directory);
+        try sys.write_all_at(self.file, bytes, self.file_length);
+        self.file_length += bytes.len;
+    }
+
+    // ---- Reading: the worker -------------------------------------------------------------------
+
+    /// Bytes that can be read without waiting for the client: all that is left when gathered.
+    pub fn readable(self: *const Body) u64 {
+        return if (self.mode == .gathered) self.length - self.position else 0;
+    }
+
+    /// Reads at least one byte into `destination`; 0 at the end of the body.
+    pub fn read(
+        self: *Body,
+        exchange: *Exchange,
+        fd: sys.Fd,
+        destination: []u8,
+        limits: *const Limits,
+        interlude: Interlude,
+    ) ReadError!usize {
+        if (destination.len == 0) return 0;
+        switch (self.mode) {
+            .none => return 0,
+            .gathered => return self.read_gathered(destination),
+            .streamed => {
+                if (self.complete) return 0;
+                if (self.continue_due) try self.send_continue(fd, limits, interlude);
+                if (self.decoder != null) {
+                    return self.read_chunked(exchange, fd, destination, limits, interlude);
+                }
+                const wanted: usize = @intCast(@min(destination.len, self.remaining));
+                const count = try receive(fd, destination[0..wanted], limits, interlude);
+                self.count_taken(count);
+                return count;
+            },
+        }
+    }
+
+    fn read_gathered(self: *Body, destination: []u8) sys.FileError!usize {
+        const left = self.length - self.position;
+        if (left == 0) return 0;
+        const wanted = destination[0..@intCast(@min(destination.len, left))];
+        var done: usize = 0;
+        if (self.position < self.memory_used) {
+            const start: usize = @intCast(self.position);
+            done = @min(wanted.len, self.memory_used - start);
+            @memcpy(wanted[0..done], self.memory[start..][0..done]);
+        }
+        if (done < wanted.len) {
+            const offset = self.position + done - self.memory_used;
+            const count = try sys.read_at(self.file, wanted[done..], offset);
+            if (count == 0) return error.Unexpected;
+            done += count;
+        }
+        self.position += done;
+        return done;
+    }
+
+    fn read_chunked(
+        self: *Body,
+        exchange: *Exchange,
+        fd: sys.Fd,
+        destination: []u8,
+        limits: *const Limits,
+        interlude: Interlude,
+    ) ReadError!usize {
+        const decoder = &self.decoder.?;
+        while (true) {
+            const input = exchange.bytes[self.cursor..exchange.received];
+            const progress = try decoder.feed(input, destination);
+            if (decoder.bytes_announced() > limits.bytes_max) return error.TooLarge;
+            self.cursor += @intCast(progress.consumed);
+            self.length += progress.produced;
+            if (progress.done) {
+                self.complete = true;
+                exchange.request_end = self.cursor;
+            }
+            if (progress.produced > 0 or progress.done) return progress.produced;
+            self.rewind(exchange);
+            const room = exchange.bytes[exchange.received..];
+            if (room.len == 0) return error.OutOfMemory;
+            exchange.received += @intCast(try receive(fd, room, limits, interlude));
+        }
+    }
+
+    fn send_continue(
+        self: *Body,
+        fd: sys.Fd,
+        limits: *const Limits,
+        interlude: Interlude,
+    ) ReadError!void {
+        self.continue_due = false;
+        var rest: []const u8 = continue_head;
+        while (rest.len > 0) {
+            const count = sys.send(fd, rest) catch |err| switch (err) {
+                error.WouldBlock => {
+                    const ready = interlude.wait_ready(fd, .writable, limits.timeout_ms);
+                    if (!ready) return error.TimedOut;
+                    continue;
+                },
+                error.OutOfMemory => return error.OutOfMemory,
+                error.ConnectionGone, error.Unexpected => return error.ClientGone,
+            };
+            rest = rest[count..];
+        }
+    }
+
+    fn receive(
+        fd: sys.Fd,
+        destination: []u8,
+        limits: *const Limits,
+        interlude: Interlude,
+    ) ReadError!usize {
+        while (true) {
+            const count = sys.recv(fd, destination) catch |err| switch (err) {
+                error.WouldBlock => {
+                    const ready = interlude.wait_ready(fd, .readable, limits.timeout_ms);
+                    if (!ready) return error.TimedOut;
+                    continue;
+                },
+                error.OutOfMemory => return error.OutOfMemory,
+                error.ConnectionGone, error.Unexpected => return error.ClientGone,
+            };
+            return if (count == 0) error.ClientGone else count;
+        }
+    }
+};

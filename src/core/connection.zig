@@ -1,0 +1,183 @@
+//! One client's connection: a slot that is used again and again, and who owns it now.
+//!
+//! The poller owns a connection until its request is complete; then the ready queue and a worker do,
+//! until the response is written. `turn` says which, and remembers what the poller saw meanwhile.
+//! Every other field belongs to the owner, except `fd`, `generation` and `index`, which only the
+//! poller changes and only in a free slot. GIL: not needed.
+
+const std = @import("std");
+const sys = @import("sys.zig");
+const predictor = @import("predictor.zig");
+const Exchange = @import("exchange.zig").Exchange;
+
+pub const State = enum(u8) {
+    /// In the list of free slots.
+    free,
+    /// Idle or in the middle of a request head. Deadline: keep_alive, or head.
+    reading_head,
+    /// Deadline: body, anew with each progress.
+    reading_body,
+    /// In the ready queue. Deadline: queue_timeout, kept by the scheduler.
+    queued,
+    /// A worker's. No deadline here; the worker bounds its own waits.
+    running,
+    /// The rest of a response leaves as the client takes it. Deadline: write.
+    writing,
+    /// Our side is shut; what the client still sends is dropped until it has read the answer and
+    /// closes (RFC 9112 9.6). Deadline: a fixed short one.
+    lingering,
+    /// To be closed at the end of this batch of events.
+    closing,
+};
+
+/// What happens when the response has left.
+pub const After = enum { keep, close, linger };
+
+/// The bits of `turn`.
+pub const Turn = struct {
+    /// The queue or a worker owns the connection.
+    pub const worker: u32 = 1;
+    /// Seen by the poller meanwhile.
+    pub const readable: u32 = 2;
+    pub const writable: u32 = 4;
+    pub const hangup: u32 = 8;
+    pub const broken: u32 = 16;
+};
+
+pub const Connection = struct {
+    fd: sys.Fd = sys.no_fd,
+    index: u32,
+    /// Counts the uses of this slot: an event for an earlier use is seen to be stale.
+    generation: u32 = 0,
+    turn: std.atomic.Value(u32) = .init(0),
+    state: State = .free,
+    after: After = .keep,
+    /// The socket may hold bytes that nobody has been told of again.
+    unread: bool = false,
+    /// The client has closed its sending side.
+    hangup: bool = false,
+    /// Which listener it came from.
+    listener: u8 = 0,
+    address: sys.Address = std.mem.zeroes(sys.Address),
+    deadline_ms: u64 = 0,
+    requests: u32 = 0,
+    /// The next slot in the list of free ones.
+    next_free: u32 = 0,
+    exchange: ?*Exchange = null,
+    /// The next connection in the hand-back list.
+    next_handed_back: ?*Connection = null,
+    /// For the scheduler: which handler the request goes to.
+    route: predictor.Route = 0,
+
+    pub fn token(self: *const Connection) u64 {
+        return @as(u64, self.generation) << 32 | self.index;
+    }
+
+    pub fn is_idle(self: *const Connection) bool {
+        return self.state == .reading_head and self.exchange == null;
+    }
+};
+
+comptime {
+    // Ten thousand idle clients are a megabyte and a bit.
+    std.debug.assert(@sizeOf(Connection) <= 128);
+}
+
+/// All connections there can ever be; memory of a slot is first touched when it is first used.
+pub const Slots = struct {
+    connections: []Connection,
+    /// How many slots were ever used: the ones after have no contents yet.
+    used: u32 = 0,
+    first_free: u32 = none,
+    in_use: u32 = 0,
+
+    const none = std.math.maxInt(u32);
+
+    pub fn init(capacity: u32) error{OutOfMemory}!Slots {
+        const bytes = @as(usize, capacity) * @sizeOf(Connection);
+        // Not through `alloc`, which would touch it all to fill it with the undefined pattern.
+        const memory = std.heap.page_allocator.rawAlloc(
+            bytes,
+            .fromByteUnits(std.heap.page_size_min),
+            @returnAddress(),
+        ) orelse return error.OutOfMemory;
+        const connections: [*]Connection = @ptrCast(@alignCast(memory));
+        return .{ .connections = connections[0..capacity] };
+    }
+
+    pub fn deinit(self: *Slots) void {
+        const bytes = std.mem.sliceAsBytes(self.connections);
+        const alignment: std.mem.Alignment = .fromByteUnits(std.heap.page_size_min);
+        std.heap.page_allocator.rawFree(bytes, alignment, @returnAddress());
+    }
+
+    /// A free slot with a new generation; null when all are in use.
+    pub fn acquire(self: *Slots) ?*Connection {
+        if (self.first_free != none) {
+            const connection = &self.connections[self.first_free];
+            self.first_free = connection.next_free;
+            self.in_use += 1;
+            return connection;
+        }
+        if (self.used == self.connections.len) return null;
+        const connection = &self.connections[self.used];
+        connection.* = .{ .index = self.used };
+        self.used += 1;
+        self.in_use += 1;
+        return connection;
+    }
+
+    pub fn release(self: *Slots, connection: *Connection) void {
+        const generation = connection.generation +% 1;
+        connection.* = .{
+            .index = connection.index,
+            .generation = generation,
+            .next_free = self.first_free,
+        };
+        self.first_free = connection.index;
+        self.in_use -= 1;
+    }
+
+    /// The connection that a token of the reactor stands for; null when that one is closed.
+    pub fn find(self: *const Slots, token: u64) ?*Connection {
+        const index: u32 = @truncate(token);
+        if (index >= self.used) return null;
+        const connection = &self.connections[index];
+        if (connection.token() != token or connection.fd == sys.no_fd) return null;
+        return connection;
+    }
+
+    /// All slots ever used, free ones among them.
+    pub fn touched(self: *const Slots) []Connection {
+        return self.connections[0..self.used];
+    }
+};
+
+const testing = std.testing;
+
+test "a token of an earlier use finds nothing" {
+    var slots = try Slots.init(2);
+    defer slots.deinit();
+    const first = slots.acquire().?;
+    first.fd = 10;
+    const token = first.token();
+    try testing.expectEqual(first, slots.find(token).?);
+    slots.release(first);
+    try testing.expectEqual(null, slots.find(token));
+    const again = slots.acquire().?;
+    again.fd = 11;
+    try testing.expectEqual(first, again);
+    try testing.expectEqual(null, slots.find(token));
+    try testing.expectEqual(again, slots.find(again.token()).?);
+}
+
+test "slots run out and come back" {
+    var slots = try Slots.init(3);
+    defer slots.deinit();
+    var taken: [3]*Connection = undefined;
+    for (&taken) |*slot| slot.* = slots.acquire().?;
+    try testing.expectEqual(null, slots.acquire());
+    slots.release(taken[1]);
+    try testing.expectEqual(taken[1], slots.acquire().?);
+    try testing.expectEqual(3, slots.in_use);
+}

@@ -1,0 +1,25 @@
+//! Root of the core: everything of the server that is not Python. It imports neither pydust nor the
+//! C API, so that its tests compile and run without an interpreter.
+
+pub const version = @import("build_options").version;
+pub const sys = @import("sys.zig");
+pub const reactor = @import("reactor.zig");
+pub const deadlines = @import("deadlines.zig");
+pub const predictor = @import("predictor.zig");
+pub const scheduler = @import("scheduler.zig");
+pub const fields = @import("fields.zig");
+pub const target = @import("target.zig");
+pub const chunked = @import("chunked.zig");
+pub const request_head = @import("request_head.zig");
+pub const response_head = @import("response_head.zig");
+pub const body = @import("body.zig");
+pub const reply = @import("reply.zig");
+pub const exchange = @import("exchange.zig");
+pub const connection = @import("connection.zig");
+pub const poller = @import("poller.zig");
+pub const server = @import("server.zig");
+
+test {
+    @import("std").testing.refAllDecls(@This());
+    _ = @import("scheduler_test.zig");
+}

@@ -1,0 +1,645 @@
+//! What the holder of the baton does: accept, receive, parse, send what was left over, time out.
+//!
+//! Everything here belongs to whichever thread holds the baton; the scheduler's mutex carries it
+//! from one to the next. No Python, no GIL, nothing that blocks but the reactor's poll. Descriptors
+//! are closed and slots recycled at the end of a batch of events, so that no event of the batch
+//! speaks of another connection than it did when it came.
+
+const std = @import("std");
+const sys = @import("sys.zig");
+const chunked = @import("chunked.zig");
+const predictor = @import("predictor.zig");
+const date_module = @import("date.zig");
+const refusal_module = @import("refusal.zig");
+const request_head = @import("request_head.zig");
+const reactor_module = @import("reactor.zig");
+const deadlines_module = @import("deadlines.zig");
+const connection_module = @import("connection.zig");
+const body_module = @import("body.zig");
+const exchange_module = @import("exchange.zig");
+const Server = @import("server.zig").Server;
+const Connection = connection_module.Connection;
+const Exchange = exchange_module.Exchange;
+const Slots = connection_module.Slots;
+const Turn = connection_module.Turn;
+
+/// Most listeners; `Connection.listener` counts them.
+pub const listeners_max = 64;
+/// How long a client that was refused may take to read why.
+const linger_ms = 2000;
+/// How long to wait for descriptors after the kernel had none, if no connection closes before.
+const accept_pause_ms = 1000;
+/// Tokens of listeners have this bit; those of connections do not (a generation would have to
+/// reach 2^31).
+const listener_bit: u64 = 1 << 63;
+
+const Listener = struct {
+    fd: sys.Fd,
+    /// The kernel may hold connections that no new event will tell of.
+    unread: bool = false,
+};
+
+pub const Poller = struct {
+    server: *Server,
+    reactor: reactor_module.Reactor,
+    slots: Slots,
+    deadlines: deadlines_module.Deadlines,
+    listeners: []Listener,
+    head_limits: request_head.Limits,
+    now_ms: u64,
+    date: date_module.Date = .{},
+    draining: bool = false,
+    drain_deadline_ms: u64 = 0,
+    /// No accepting before this: the process was out of descriptors.
+    accept_after_ms: u64 = 0,
+    /// Requests read in this batch, on their way to the ready queue.
+    complete: [reactor_module.events_max]*Connection = undefined,
+    complete_count: usize = 0,
+    /// Connections to close at the end of this batch.
+    closing: ?*Connection = null,
+    events: [reactor_module.events_max]reactor_module.Event = undefined,
+    scratch: []u8,
+
+    const scratch_bytes = 64 * 1024;
+
+    pub fn init(
+        server: *Server,
+        listeners: []const sys.Fd,
+    ) error{ OutOfMemory, Unexpected }!Poller {
+        const gpa = server.gpa;
+        var reactor = try reactor_module.Reactor.init();
+        errdefer reactor.deinit();
+        var slots = try Slots.init(server.options.connections);
+        errdefer slots.deinit();
+        var deadlines = try deadlines_module.Deadlines.init(gpa, server.options.connections);
+        errdefer deadlines.deinit(gpa);
+        const own = try gpa.alloc(Listener, listeners.len);
+        errdefer gpa.free(own);
+        const scratch = try gpa.alloc(u8, scratch_bytes);
+        errdefer gpa.free(scratch);
+        for (listeners, own, 0..) |fd, *listener, index| {
+            listener.* = .{ .fd = fd };
+            sys.set_nonblocking(fd);
+            sys.set_no_delay(fd);
+            try reactor.register(fd, listener_bit | index);
+        }
+        return .{
+            .server = server,
+            .reactor = reactor,
+            .slots = slots,
+            .deadlines = deadlines,
+            .listeners = own,
+            .head_limits = server.options.head_limits(),
+            .now_ms = sys.monotonic_ms(),
+            .scratch = scratch,
+        };
+    }
+
+    pub fn deinit(self: *Poller) void {
+        const gpa = self.server.gpa;
+        for (self.slots.touched()) |*connection| {
+            if (connection.fd == sys.no_fd) continue;
+            sys.close(connection.fd);
+            if (connection.exchange) |exchange| self.server.pool.release(exchange);
+        }
+        self.close_listeners();
+        gpa.free(self.listeners);
+        gpa.free(self.scratch);
+        self.deadlines.deinit(gpa);
+        self.slots.deinit();
+        self.reactor.deinit();
+    }
+
+    /// Waits for something to do and does it. Returns when requests may have become ready, when the
+    /// server stops, or for another reason of its own; the caller calls again.
+    pub fn poll(self: *Poller) void {
+        const server = self.server;
+        self.take_handed_back();
+        if (server.drain_requested.load(.acquire) and !self.draining) self.begin_drain();
+        const timeout = if (self.complete_count > 0) 0 else self.timeout_ms();
+        server.waiting.store(true, .seq_cst);
+        const must_not_wait = server.handed_back.load(.seq_cst) != null or
+            server.outcome.load(.seq_cst) != .serving;
+        const events = self.reactor.poll(&self.events, if (must_not_wait) 0 else timeout);
+        server.waiting.store(false, .seq_cst);
+        self.now_ms = sys.monotonic_ms();
+        for (events) |event| self.on_event(event);
+        self.resume_accepting();
+        self.expire();
+        if (self.draining) self.close_idle();
+        self.submit();
+        self.close_marked();
+        if (self.draining) self.end_drain();
+    }
+
+    /// Milliseconds until the next deadline of any kind; null when nothing is to come.
+    fn timeout_ms(self: *Poller) ?u64 {
+        var earliest = self.deadlines.next_ms();
+        if (self.server.scheduler.next_expiry_ms()) |time| {
+            earliest = @min(earliest orelse time, time);
+        }
+        if (self.draining) {
+            earliest = @min(earliest orelse self.drain_deadline_ms, self.drain_deadline_ms);
+        }
+        if (self.wants_to_accept()) {
+            const time = self.accept_after_ms;
+            earliest = @min(earliest orelse time, time);
+        }
+        const time = earliest orelse return null;
+        // One more, so that the coarse clock has passed the deadline when the poll returns.
+        const now = sys.monotonic_ms();
+        return if (time < now) 0 else time - now + 1;
+    }
+
+    fn on_event(self: *Poller, event: reactor_module.Event) void {
+        if (event.token & listener_bit != 0) {
+            const index: usize = @intCast(event.token & ~listener_bit);
+            if (index >= self.listeners.len) return;
+            if (event.readable) self.listeners[index].unread = true;
+            return;
+        }
+        const connection = self.slots.find(event.token) orelse return;
+        if (connection.turn.load(.acquire) & Turn.worker != 0) {
+            // Not ours: leave word for when it comes back. If it came back just now, it is ours.
+            const before = connection.turn.fetchOr(bits_of(event), .acq_rel);
+            if (before & Turn.worker != 0) return;
+            connection.turn.store(0, .monotonic);
+        }
+        if (event.readable) connection.unread = true;
+        if (event.hangup) connection.hangup = true;
+        self.proceed(connection, event.writable, event.broken);
+    }
+
+    fn bits_of(event: reactor_module.Event) u32 {
+        var bits: u32 = 0;
+        if (event.readable) bits |= Turn.readable;
+        if (event.writable) bits |= Turn.writable;
+        if (event.hangup) bits |= Turn.hangup;
+        if (event.broken) bits |= Turn.broken;
+        return bits;
+    }
+
+    /// Does what can be done on a connection that is the poller's.
+    fn proceed(self: *Poller, connection: *Connection, writable: bool, broken: bool) void {
+        switch (connection.state) {
+            .free, .queued, .running, .closing => {},
+            .reading_head => if (connection.unread) self.read_head(connection),
+            .reading_body => if (connection.unread) self.read_body(connection),
+            .writing => if (broken) {
+                self.mark_closing(connection);
+            } else if (writable) {
+                self.flush(connection);
+            },
+            .lingering => if (broken) {
+                self.mark_closing(connection);
+            } else if (connection.unread) {
+                self.drop_input(connection);
+            },
+        }
+    }
+
+    /// Takes the connections that workers gave back, oldest first.
+    fn take_handed_back(self: *Poller) void {
+        var newest = self.server.handed_back.swap(null, .acquire);
+        var oldest: ?*Connection = null;
+        while (newest) |connection| {
+            newest = connection.next_handed_back;
+            connection.next_handed_back = oldest;
+            oldest = connection;
+        }
+        while (oldest) |connection| {
+            oldest = connection.next_handed_back;
+            connection.next_handed_back = null;
+            const seen = connection.turn.swap(0, .acq_rel);
+            if (seen & Turn.readable != 0) connection.unread = true;
+            if (seen & Turn.hangup != 0) connection.hangup = true;
+            if (connection.state == .closing) {
+                self.mark_closing(connection);
+            } else if (connection.state == .writing) {
+                self.set_deadline(connection, self.server.options.write_timeout_ms);
+                self.proceed(connection, true, seen & Turn.broken != 0);
+            } else {
+                self.proceed(connection, false, seen & Turn.broken != 0);
+            }
+            if (self.complete_count == self.complete.len) self.submit();
+        }
+    }
+
+    // ---- Accepting -----------------------------------------------------------------------------
+
+    fn wants_to_accept(self: *const Poller) bool {
+        if (self.draining) return false;
+        for (self.listeners) |listener| if (listener.unread) return !self.is_full();
+        return false;
+    }
+
+    fn is_full(self: *const Poller) bool {
+        return self.slots.in_use == self.slots.connections.len and self.find_idle() == null;
+    }
+
+    /// Goes on accepting where an event, a full table or missing descriptors had interrupted it.
+    fn resume_accepting(self: *Poller) void {
+        if (self.now_ms < self.accept_after_ms) return;
+        for (self.listeners, 0..) |*listener, index| {
+            // A bound, so that a flood of new clients does not starve the old ones.
+            var budget: u32 = 64;
+            while (listener.unread and budget > 0) : (budget -= 1) {
+                if (!self.accept_one(listener, @intCast(index))) break;
+            }
+        }
+    }
+
+    /// False when there is nothing more to accept for now.
+    fn accept_one(self: *Poller, listener: *Listener, index: u8) bool {
+        if (self.slots.in_use == self.slots.connections.len) {
+            const idle = self.find_idle() orelse return false;
+            self.mark_closing(idle);
+            self.close_marked();
+        }
+        const accepted = sys.accept(listener.fd) catch |err| switch (err) {
+            error.WouldBlock => {
+                listener.unread = false;
+                return false;
+            },
+            error.ConnectionGone => return true,
+            error.DescriptorsExhausted, error.OutOfMemory, error.Unexpected => {
+                self.accept_after_ms = self.now_ms + accept_pause_ms;
+                return false;
+            },
+        };
+        self.adopt(accepted, index);
+        return true;
+    }
+
+    fn adopt(self: *Poller, accepted: sys.Accepted, listener: u8) void {
+        const connection = self.slots.acquire() orelse return sys.close(accepted.fd);
+        connection.fd = accepted.fd;
+        connection.address = accepted.address;
+        connection.listener = listener;
+        connection.state = .reading_head;
+        _ = self.server.connection_count.fetchAdd(1, .monotonic);
+        self.set_deadline(connection, self.server.options.keep_alive_timeout_ms);
+        self.reactor.register(accepted.fd, connection.token()) catch {
+            self.mark_closing(connection);
+        };
+    }
+
+    /// The connection that has been idle longest, to make room for a new one.
+    fn find_idle(self: *const Poller) ?*Connection {
+        var found: ?*Connection = null;
+        for (self.slots.touched()) |*connection| {
+            if (connection.fd == sys.no_fd) continue;
+            if (connection.turn.load(.acquire) & Turn.worker != 0) continue;
+            if (!connection.is_idle() or connection.unread) continue;
+            if (found == null or connection.deadline_ms < found.?.deadline_ms) found = connection;
+        }
+        return found;
+    }
+
+    // ---- Reading a head ------------------------------------------------------------------------
+
+    fn read_head(self: *Poller, connection: *Connection) void {
+        const fresh = connection.exchange == null;
+        const exchange = connection.exchange orelse self.server.pool.acquire() catch {
+            return self.refuse(connection, 503, "out_of_memory");
+        };
+        connection.exchange = exchange;
+        while (true) {
+            const count = self.receive(connection, exchange.bytes[exchange.received..]) orelse
+                return;
+            exchange.received += @intCast(count);
+            if (count > 0 and self.parse(connection, exchange)) return;
+            if (!connection.unread) break;
+            if (exchange.received == exchange.bytes.len) {
+                exchange.ensure_space(self.server.gpa, exchange_module.buffer_bytes) catch {
+                    return self.refuse(connection, 503, "out_of_memory");
+                };
+            }
+        }
+        if (exchange.received == 0) {
+            self.server.pool.release(exchange);
+            connection.exchange = null;
+            if (connection.hangup) self.mark_closing(connection);
+        } else if (connection.hangup) {
+            self.mark_closing(connection); // the rest of the head will never come
+        } else if (fresh) {
+            self.set_deadline(connection, self.server.options.head_timeout_ms);
+        }
+    }
+
+    /// Bytes received: 0 when there are none now; null when the connection was marked for closing
+    /// or its end was seen with nothing in progress.
+    fn receive(self: *Poller, connection: *Connection, buffer: []u8) ?usize {
+        const count = sys.recv(connection.fd, buffer) catch |err| switch (err) {
+            error.WouldBlock => {
+                connection.unread = false;
+                return 0;
+            },
+            error.ConnectionGone, error.OutOfMemory, error.Unexpected => {
+                self.mark_closing(connection);
+                return null;
+            },
+        };
+        if (count == 0) {
+            connection.hangup = true;
+            connection.unread = false;
+            self.mark_closing(connection);
+            return null;
+        }
+        // A stream socket that gave less than it was asked for is empty (epoll(7)); its end, if it
+        // comes or came, is an event of its own.
+        connection.unread = count == buffer.len or connection.hangup;
+        return count;
+    }
+
+    /// Goes on parsing. True when the connection has left the state of reading a head.
+    fn parse(self: *Poller, connection: *Connection, exchange: *Exchange) bool {
+        const bytes = exchange.bytes[0..exchange.received];
+        const complete = exchange.head.parse(bytes, self.head_limits) catch |err| {
+            self.refuse(connection, request_head.status_of(err), request_head.reason_of(err));
+            return true;
+        };
+        if (!complete) return false;
+        if (exchange.head.target_form == .authority_form) {
+            // CONNECT: there is no tunnel here, and a 2xx from an application would promise one.
+            self.refuse(connection, 501, "connect");
+            return true;
+        }
+        self.begin_body(connection, exchange);
+        return true;
+    }
+
+    // ---- Reading a body ------------------------------------------------------------------------
+
+    fn begin_body(self: *Poller, connection: *Connection, exchange: *Exchange) void {
+        const server = self.server;
+        const body = &exchange.body;
+        body.begin(exchange, server.gpa, &server.body_limits) catch |err| {
+            return self.refuse_body(connection, err);
+        };
+        if (body.complete or body.mode == .streamed) return self.make_ready(connection, exchange);
+        connection.state = .reading_body;
+        body.take_buffered(exchange, server.gpa, self.scratch, &server.body_limits) catch |err| {
+            return self.refuse_body(connection, err);
+        };
+        if (body.complete) return self.make_ready(connection, exchange);
+        self.set_deadline(connection, server.options.body_timeout_ms);
+        if (connection.unread) self.read_body(connection);
+    }
+
+    fn read_body(self: *Poller, connection: *Connection) void {
+        const server = self.server;
+        const exchange = connection.exchange.?;
+        const body = &exchange.body;
+        // A bound, so that one fast upload does not keep the others waiting.
+        var budget: u32 = 16;
+        while (connection.unread and budget > 0) : (budget -= 1) {
+            const room = body.receive_into(exchange, server.gpa, self.scratch) catch {
+                return self.refuse(connection, 503, "out_of_memory");
+            };
+            const count = self.receive(connection, room) orelse return;
+            if (count == 0) break;
+            const limits = &server.body_limits;
+            body.take_received(exchange, server.gpa, self.scratch, count, limits) catch |err| {
+                return self.refuse_body(connection, err);
+            };
+            if (body.complete) return self.make_ready(connection, exchange);
+        }
+        self.set_deadline(connection, server.options.body_timeout_ms);
+        if (connection.unread) self.come_back(connection);
+    }
+
+    /// Looks at the connection again in the next batch though no event will tell of it.
+    fn come_back(self: *Poller, connection: *Connection) void {
+        connection.turn.store(Turn.worker | Turn.readable, .monotonic);
+        self.server.hand_back(connection);
+    }
+
+    fn refuse_body(self: *Poller, connection: *Connection, err: body_module.TakeError) void {
+        switch (err) {
+            error.TooLarge => self.refuse(connection, 413, "body_too_large"),
+            error.OutOfMemory => self.refuse(connection, 503, "out_of_memory"),
+            error.NoSpace => self.refuse(connection, 507, "no_space_for_body"),
+            error.Unexpected => self.refuse(connection, 500, "temporary_file"),
+            else => |bad| {
+                const chunk_error: chunked.Error = @errorCast(bad);
+                const status = chunked.status_of(chunk_error);
+                self.refuse(connection, status, chunked.reason_of(chunk_error));
+            },
+        }
+    }
+
+    // ---- To the application --------------------------------------------------------------------
+
+    fn make_ready(self: *Poller, connection: *Connection, exchange: *Exchange) void {
+        connection.state = .queued;
+        connection.route = predictor.route_of(exchange.head.path.of(exchange.bytes));
+        // A worker may set any deadline from its own time on, without telling the heap.
+        const options = &self.server.options;
+        const soonest = @min(options.keep_alive_timeout_ms, options.write_timeout_ms);
+        self.deadlines.ensure(connection.index, self.now_ms + soonest);
+        connection.turn.store(Turn.worker, .release);
+        self.complete[self.complete_count] = connection;
+        self.complete_count += 1;
+        if (self.complete_count == self.complete.len) self.submit();
+    }
+
+    fn submit(self: *Poller) void {
+        if (self.complete_count == 0) return;
+        const batch = self.complete[0..self.complete_count];
+        self.complete_count = 0;
+        const taken = self.server.scheduler.submit(batch, self.now_ms);
+        for (batch[taken..]) |connection| self.shed(connection, "queue_full");
+    }
+
+    /// Answers 503 to a request that the queue did not take, or held for too long.
+    fn shed(self: *Poller, connection: *Connection, reason: []const u8) void {
+        const seen = connection.turn.swap(0, .acq_rel);
+        if (seen & Turn.readable != 0) connection.unread = true;
+        self.refuse_with(connection, .{ .status = 503, .reason = reason, .retry_after = 1 });
+    }
+
+    // ---- Answers of the server's own, and what comes after an answer ------------------------------
+
+    fn refuse(self: *Poller, connection: *Connection, status: u16, reason: []const u8) void {
+        self.refuse_with(connection, .{ .status = status, .reason = reason });
+    }
+
+    fn refuse_with(self: *Poller, connection: *Connection, given: refusal_module.Refusal) void {
+        var refusal = given;
+        if (connection.exchange) |exchange| {
+            const method = exchange.head.method.of(exchange.bytes);
+            refusal.without_body = std.mem.eql(u8, method, "HEAD");
+        }
+        self.server.refuse(connection, refusal, &self.date);
+        if (connection.state == .closing) return self.mark_closing(connection);
+        self.set_deadline(connection, self.server.options.write_timeout_ms);
+        self.flush(connection);
+    }
+
+    /// Sends what is left of the response, then does what comes after it.
+    fn flush(self: *Poller, connection: *Connection) void {
+        if (connection.exchange) |exchange| {
+            const output = &exchange.output;
+            while (output.pending().len > 0) {
+                const count = sys.send(connection.fd, output.pending()) catch |err| switch (err) {
+                    error.WouldBlock => return,
+                    error.ConnectionGone, error.OutOfMemory, error.Unexpected => {
+                        return self.mark_closing(connection);
+                    },
+                };
+                output.discard(self.server.gpa, count);
+                self.set_deadline(connection, self.server.options.write_timeout_ms);
+            }
+        }
+        switch (connection.after) {
+            .keep => self.next_request(connection),
+            .close => self.mark_closing(connection),
+            .linger => self.linger(connection),
+        }
+    }
+
+    fn next_request(self: *Poller, connection: *Connection) void {
+        connection.state = .reading_head;
+        const exchange = connection.exchange.?;
+        exchange.begin_next(self.server.gpa);
+        if (exchange.received == 0) {
+            self.server.pool.release(exchange);
+            connection.exchange = null;
+            self.set_deadline(connection, self.server.options.keep_alive_timeout_ms);
+        } else {
+            self.set_deadline(connection, self.server.options.head_timeout_ms);
+            if (self.parse(connection, exchange)) return;
+        }
+        // A client that closed its side is seen here: reading finds the end.
+        if (connection.unread or connection.hangup) self.read_head(connection);
+    }
+
+    /// Closing at once would reset the connection if the client is still sending, and with it the
+    /// answer on its way (RFC 9112 9.6).
+    fn linger(self: *Poller, connection: *Connection) void {
+        sys.shutdown_send(connection.fd);
+        connection.state = .lingering;
+        if (connection.exchange) |exchange| {
+            self.server.pool.release(exchange);
+            connection.exchange = null;
+        }
+        self.set_deadline(connection, linger_ms);
+        connection.unread = true;
+        self.drop_input(connection);
+    }
+
+    fn drop_input(self: *Poller, connection: *Connection) void {
+        var budget: u32 = 16;
+        while (connection.unread and budget > 0) : (budget -= 1) {
+            const count = self.receive(connection, self.scratch) orelse return;
+            if (count == 0) return;
+        }
+        if (connection.unread) self.come_back(connection);
+    }
+
+    fn mark_closing(self: *Poller, connection: *Connection) void {
+        std.debug.assert(connection.next_handed_back == null);
+        connection.state = .closing;
+        connection.next_handed_back = self.closing;
+        self.closing = connection;
+    }
+
+    fn close_marked(self: *Poller) void {
+        while (self.closing) |connection| {
+            self.closing = connection.next_handed_back;
+            self.deadlines.remove(connection.index);
+            self.reactor.unregister(connection.fd);
+            sys.close(connection.fd);
+            if (connection.exchange) |exchange| self.server.pool.release(exchange);
+            self.slots.release(connection);
+            _ = self.server.connection_count.fetchSub(1, .monotonic);
+        }
+    }
+
+    // ---- Time ----------------------------------------------------------------------------------
+
+    fn set_deadline(self: *Poller, connection: *Connection, after_ms: u64) void {
+        connection.deadline_ms = self.now_ms + after_ms;
+        self.deadlines.ensure(connection.index, connection.deadline_ms);
+    }
+
+    fn expire(self: *Poller) void {
+        while (self.deadlines.take_due(self.now_ms)) |index| {
+            const connection = &self.slots.connections[index];
+            if (connection.turn.load(.acquire) & Turn.worker != 0) {
+                const options = &self.server.options;
+                const soonest = @min(options.keep_alive_timeout_ms, options.write_timeout_ms);
+                self.deadlines.ensure(index, self.now_ms + @max(soonest, 1));
+            } else if (connection.deadline_ms > self.now_ms) {
+                self.deadlines.ensure(index, connection.deadline_ms);
+            } else {
+                self.time_out(connection);
+            }
+        }
+        while (self.server.scheduler.take_expired(self.now_ms)) |connection| {
+            self.shed(connection, "queue_timeout");
+        }
+    }
+
+    fn time_out(self: *Poller, connection: *Connection) void {
+        switch (connection.state) {
+            .reading_head => if (connection.exchange == null) {
+                self.mark_closing(connection);
+            } else {
+                self.refuse(connection, 408, "head_timeout");
+            },
+            .reading_body => self.refuse(connection, 408, "body_timeout"),
+            .writing, .lingering => self.mark_closing(connection),
+            .free, .queued, .running, .closing => {},
+        }
+    }
+
+    // ---- The end -------------------------------------------------------------------------------
+
+    /// Takes what the kernel has accepted already, closes the listeners and the idle connections.
+    fn begin_drain(self: *Poller) void {
+        self.now_ms = sys.monotonic_ms();
+        for (self.listeners, 0..) |*listener, index| {
+            listener.unread = true;
+            while (listener.unread) if (!self.accept_one(listener, @intCast(index))) break;
+        }
+        self.draining = true;
+        self.server.draining.store(true, .release);
+        self.drain_deadline_ms = self.now_ms + self.server.options.drain_timeout_ms;
+        self.close_listeners();
+        for (self.slots.touched()) |*connection| {
+            if (connection.fd == sys.no_fd or connection.state != .reading_head) continue;
+            if (connection.turn.load(.acquire) & Turn.worker != 0) continue;
+            // A request that came but was not read yet is answered.
+            self.read_head(connection);
+            if (connection.is_idle()) self.mark_closing(connection);
+            if (self.complete_count == self.complete.len) self.submit();
+        }
+    }
+
+    fn close_listeners(self: *Poller) void {
+        for (self.listeners) |*listener| {
+            if (listener.fd == sys.no_fd) continue;
+            self.reactor.unregister(listener.fd);
+            sys.close(listener.fd);
+            listener.* = .{ .fd = sys.no_fd };
+        }
+    }
+
+    fn close_idle(self: *Poller) void {
+        for (self.slots.touched()) |*connection| {
+            if (connection.fd == sys.no_fd) continue;
+            if (connection.turn.load(.acquire) & Turn.worker != 0) continue;
+            if (connection.is_idle()) self.mark_closing(connection);
+        }
+    }
+
+    fn end_drain(self: *Poller) void {
+        if (self.slots.in_use == 0) {
+            self.server.end(.drained);
+        } else if (self.now_ms >= self.drain_deadline_ms) {
+            self.server.end(.timed_out);
+        }
+    }
+};

@@ -1,0 +1,326 @@
+//! The head of a response as the application gives it: checked line by line, written once.
+//!
+//! What an application may not send is refused here, so that nothing it says can split a response
+//! (RFC 9112 11.1) or speak for the connection (PEP 3333, "Other HTTP Features"). The server's own
+//! fields are added when the framing is known. Owner: a worker; used for one response at a time and
+//! kept for the next. GIL: not needed.
+
+const std = @import("std");
+const scanner = @import("scanner.zig");
+const sys = @import("sys.zig");
+const date_module = @import("date.zig");
+
+pub const Error = error{
+    /// Not "200 Reason": three digits from 200 to 999, then a space.
+    BadStatus,
+    /// CR, LF, NUL or another control in the status or a value.
+    ControlCharacter,
+    BadFieldName,
+    /// A field that belongs to the connection, which is the server's (PEP 3333).
+    HopByHopField,
+    BadContentLength,
+    DuplicateContentLength,
+    HeadTooLarge,
+    OutOfMemory,
+};
+
+pub fn describe(err: Error) [:0]const u8 {
+    return switch (err) {
+        error.BadStatus => "the status must be three digits from 200 to 999, a space and a reason",
+        error.ControlCharacter => "CR, LF, NUL or another control character in a response field",
+        error.BadFieldName => "the name of a response field is not a token",
+        error.HopByHopField => "a hop-by-hop field belongs to the server (PEP 3333)",
+        error.BadContentLength => "Content-Length is not a number of bytes",
+        error.DuplicateContentLength => "Content-Length is given twice",
+        error.HeadTooLarge => "the response head is larger than 1 MiB",
+        error.OutOfMemory => "out of memory for the response head",
+    };
+}
+
+const bytes_max = 1024 * 1024;
+const bytes_first = 4096;
+/// What `finish` may add: date, server, framing and connection fields.
+const finish_bytes_max = 256;
+
+/// How the end of the response body is known (RFC 9112 6.3).
+pub const Framing = union(enum) {
+    /// No body whatever the fields say: HEAD, 204, 304.
+    none,
+    content_length: u64,
+    chunked,
+    until_close,
+};
+
+pub const Persistence = enum {
+    /// The default of HTTP/1.1 goes without saying.
+    implied,
+    /// HTTP/1.0 must be told (RFC 9112 9.3).
+    keep_alive,
+    close,
+};
+
+pub const ResponseHead = struct {
+    gpa: std.mem.Allocator,
+    buffer: []u8 = &.{},
+    len: usize = 0,
+    status: u16 = 0,
+    content_length: ?u64 = null,
+    has_date: bool = false,
+    has_server: bool = false,
+
+    pub fn init(gpa: std.mem.Allocator) ResponseHead {
+        return .{ .gpa = gpa };
+    }
+
+    pub fn deinit(self: *ResponseHead) void {
+        self.gpa.free(self.buffer);
+    }
+
+    /// Starts over with a status such as "404 Not Found", in Latin-1.
+    pub fn begin(self: *ResponseHead, status: []const u8) Error!void {
+        self.len = 0;
+        self.content_length = null;
+        self.has_date = false;
+        self.has_server = false;
+        if (status.len < 3) return error.BadStatus;
+        var code: u16 = 0;
+        for (status[0..3]) |byte| {
+            if (!scanner.is_digit(byte)) return error.BadStatus;
+            code = code * 10 + (byte - '0');
+        }
+        // A final response cannot be interim: its client would go on waiting.
+        if (code < 200) return error.BadStatus;
+        if (status.len > 3 and status[3] != ' ') return error.BadStatus;
+        if (scanner.find_control(status, 3) != status.len) return error.ControlCharacter;
+        self.status = code;
+        try self.append("HTTP/1.1 ");
+        try self.append(status);
+        // The space stands even where no reason follows (RFC 9112 4).
+        try self.append(if (status.len == 3) " \r\n" else "\r\n");
+    }
+
+    /// Adds one field line, in Latin-1.
+    pub fn add(self: *ResponseHead, name: []const u8, value: []const u8) Error!void {
+        if (!scanner.is_token(name)) return error.BadFieldName;
+        if (scanner.find_control(value, 0) != value.len) return error.ControlCharacter;
+        try self.note(name, value);
+        const line = try self.reserve(name.len + value.len + 4);
+        @memcpy(line[0..name.len], name);
+        line[name.len] = ':';
+        line[name.len + 1] = ' ';
+        @memcpy(line[name.len + 2 ..][0..value.len], value);
+        line[line.len - 2] = '\r';
+        line[line.len - 1] = '\n';
+    }
+
+    /// Looks at the names that mean something to the server, by their lengths first.
+    fn note(self: *ResponseHead, name: []const u8, value: []const u8) Error!void {
+        const equals = scanner.equals_ignoring_case;
+        switch (name.len) {
+            2 => if (equals(name, "te")) return error.HopByHopField,
+            4 => if (equals(name, "date")) {
+                self.has_date = true;
+            },
+            6 => if (equals(name, "server")) {
+                self.has_server = true;
+            },
+            7 => if (equals(name, "upgrade")) return error.HopByHopField,
+            // RFC 2616 13.5.1 has "Trailers", and PEP 3333 refers to it; the field is "Trailer".
+            8 => if (equals(name, "trailers")) return error.HopByHopField,
+            10 => if (equals(name, "connection") or equals(name, "keep-alive")) {
+                return error.HopByHopField;
+            },
+            14 => if (equals(name, "content-length")) {
+                if (self.content_length != null) return error.DuplicateContentLength;
+                self.content_length = try parse_length(value);
+            },
+            16 => if (equals(name, "proxy-connection")) return error.HopByHopField,
+            17 => if (equals(name, "transfer-encoding")) return error.HopByHopField,
+            18 => if (equals(name, "proxy-authenticate")) return error.HopByHopField,
+            19 => if (equals(name, "proxy-authorization")) return error.HopByHopField,
+            else => {},
+        }
+    }
+
+    fn parse_length(value: []const u8) Error!u64 {
+        const digits = scanner.trim_whitespace(value);
+        if (digits.len == 0 or digits.len > 18) return error.BadContentLength;
+        var number: u64 = 0;
+        for (digits) |byte| {
+            if (!scanner.is_digit(byte)) return error.BadContentLength;
+            number = number * 10 + (byte - '0');
+        }
+        return number;
+    }
+
+    /// Whether this status never has a body (RFC 9110 15.3.5, 15.4.5).
+    pub fn is_bodiless(self: *const ResponseHead) bool {
+        return self.status == 204 or self.status == 304;
+    }
+
+    /// Adds the server's fields and the empty line. Returns the whole head, valid until `begin`.
+    pub fn finish(
+        self: *ResponseHead,
+        framing: Framing,
+        persistence: Persistence,
+        date: *const [date_module.length]u8,
+    ) Error![]const u8 {
+        const room = try self.reserve(finish_bytes_max);
+        var rest: []u8 = room;
+        if (!self.has_date) {
+            put(&rest, "Date: ");
+            put(&rest, date);
+            put(&rest, "\r\n");
+        }
+        if (!self.has_server) put(&rest, "Server: serve-zig\r\n");
+        switch (framing) {
+            .content_length => |length| if (self.content_length == null) {
+                put(&rest, "Content-Length: ");
+                put_number(&rest, length);
+                put(&rest, "\r\n");
+            },
+            .chunked => put(&rest, "Transfer-Encoding: chunked\r\n"),
+            .none, .until_close => {},
+        }
+        switch (persistence) {
+            .implied => {},
+            .keep_alive => put(&rest, "Connection: keep-alive\r\n"),
+            .close => put(&rest, "Connection: close\r\n"),
+        }
+        put(&rest, "\r\n");
+        self.len -= rest.len;
+        return self.buffer[0..self.len];
+    }
+
+    /// Room behind what is written, for a small body to leave with the head in one send.
+    pub fn tail(self: *ResponseHead, bytes: usize) Error![]u8 {
+        return self.reserve(bytes);
+    }
+
+    pub fn written(self: *const ResponseHead) []const u8 {
+        return self.buffer[0..self.len];
+    }
+
+    fn append(self: *ResponseHead, bytes: []const u8) Error!void {
+        @memcpy(try self.reserve(bytes.len), bytes);
+    }
+
+    fn reserve(self: *ResponseHead, bytes: usize) Error![]u8 {
+        const needed = self.len + bytes;
+        if (needed > self.buffer.len) try self.grow(needed);
+        defer self.len = needed;
+        return self.buffer[self.len..needed];
+    }
+
+    fn grow(self: *ResponseHead, needed: usize) Error!void {
+        if (needed > bytes_max) return error.HeadTooLarge;
+        const size = @max(bytes_first, std.math.ceilPowerOfTwo(usize, needed) catch needed);
+        self.buffer = try self.gpa.realloc(self.buffer, size);
+    }
+};
+
+/// Writes `bytes` at the front of `rest` and moves `rest` behind them.
+pub fn put(rest: *[]u8, bytes: []const u8) void {
+    @memcpy(rest.*[0..bytes.len], bytes);
+    rest.* = rest.*[bytes.len..];
+}
+
+/// The same for a decimal number.
+pub fn put_number(rest: *[]u8, number: u64) void {
+    var digits: [20]u8 = undefined;
+    var start: usize = digits.len;
+    var value = number;
+    while (true) {
+        start -= 1;
+        digits[start] = '0' + @as(u8, @intCast(value % 10));
+        value /= 10;
+        if (value == 0) break;
+    }
+    put(rest, digits[start..]);
+}
+
+const testing = std.testing;
+const test_date = "Sun, 06 Nov 1994 08:49:37 GMT";
+
+test "a head is written with the server's fields behind the application's" {
+    var head: ResponseHead = .init(testing.allocator);
+    defer head.deinit();
+    try head.begin("200 OK");
+    try head.add("Content-Type", "text/plain");
+    const bytes = try head.finish(.{ .content_length = 13 }, .implied, test_date);
+    try testing.expectEqualStrings("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nDate: " ++
+        test_date ++ "\r\nServer: serve-zig\r\nContent-Length: 13\r\n\r\n", bytes);
+}
+
+test "the application's own Date, Server and Content-Length stand" {
+    var head: ResponseHead = .init(testing.allocator);
+    defer head.deinit();
+    try head.begin("299 Own Words");
+    try head.add("date", "then");
+    try head.add("SERVER", "mine");
+    try head.add("Content-Length", "7");
+    const bytes = try head.finish(.{ .content_length = 7 }, .close, test_date);
+    try testing.expectEqualStrings("HTTP/1.1 299 Own Words\r\ndate: then\r\nSERVER: mine\r\n" ++
+        "Content-Length: 7\r\nConnection: close\r\n\r\n", bytes);
+}
+
+test "statuses" {
+    var head: ResponseHead = .init(testing.allocator);
+    defer head.deinit();
+    for ([_][]const u8{ "", "2", "20", "2x0 OK", "200OK", "100 Continue", "199 Odd", " 200 OK" }) |bad| {
+        try testing.expectError(error.BadStatus, head.begin(bad));
+    }
+    for ([_][]const u8{ "200 O\nK", "200 \r\nX: y", "200 \x00" }) |bad| {
+        try testing.expectError(error.ControlCharacter, head.begin(bad));
+    }
+    try head.begin("200");
+    try testing.expectEqualStrings("HTTP/1.1 200 \r\n", head.written());
+    try head.begin("404 caf\xe9");
+    try testing.expectEqual(404, head.status);
+}
+
+test "fields that an application may not send" {
+    var head: ResponseHead = .init(testing.allocator);
+    defer head.deinit();
+    try head.begin("200 OK");
+    try testing.expectError(error.BadFieldName, head.add("", "x"));
+    try testing.expectError(error.BadFieldName, head.add("a b", "x"));
+    try testing.expectError(error.BadFieldName, head.add("a:", "x"));
+    try testing.expectError(error.ControlCharacter, head.add("a", "x\r\nSet-Cookie: y"));
+    try testing.expectError(error.ControlCharacter, head.add("a", "x\ny"));
+    try testing.expectError(error.ControlCharacter, head.add("a", "\x00"));
+    for ([_][]const u8{
+        "Connection", "Keep-Alive", "Proxy-Authenticate", "Proxy-Authorization", "TE", "Trailers",
+        "Transfer-Encoding", "UPGRADE", "Proxy-Connection",
+    }) |name| try testing.expectError(error.HopByHopField, head.add(name, "x"));
+    for ([_][]const u8{ "", "-1", "+1", "1,1", "0x1", "1 1", "1234567890123456789" }) |value| {
+        try testing.expectError(error.BadContentLength, head.add("Content-Length", value));
+    }
+    try head.add("Content-Length", " 10 ");
+    try testing.expectEqual(10, head.content_length.?);
+    try testing.expectError(error.DuplicateContentLength, head.add("content-length", "10"));
+}
+
+test "a head may grow to its limit" {
+    var head: ResponseHead = .init(testing.allocator);
+    defer head.deinit();
+    try head.begin("200 OK");
+    const value: [8192]u8 = @splat('x');
+    var count: usize = 0;
+    while (true) : (count += 1) head.add("X-Long", &value) catch |err| {
+        try testing.expectEqual(error.HeadTooLarge, err);
+        break;
+    };
+    try testing.expect(count > 100);
+}
+
+test "numbers" {
+    var buffer: [32]u8 = undefined;
+    for ([_]u64{ 0, 9, 10, 12345, std.math.maxInt(u64) }) |number| {
+        var rest: []u8 = &buffer;
+        put_number(&rest, number);
+        var expected: [32]u8 = undefined;
+        const text = try std.fmt.bufPrint(&expected, "{d}", .{number});
+        try testing.expectEqualStrings(text, buffer[0 .. buffer.len - rest.len]);
+    }
+}

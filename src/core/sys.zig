@@ -1,0 +1,418 @@
+//! Every system call that the core makes, as functions that return errors instead of errno.
+//!
+//! No other file of src/core calls libc, so that a failing kernel can be simulated in one place.
+//! The wrappers of std.posix declare some errnos "unreachable", which would let a peer's timing end
+//! the process; these map whatever they do not know to `error.Unexpected`. EINTR is retried here,
+//! except where a signal is what the caller waits for. No state, any thread; none of these blocks
+//! with the GIL held except where its caller says so.
+
+const std = @import("std");
+const builtin = @import("builtin");
+const c = std.c;
+
+pub const Fd = c.fd_t;
+pub const no_fd: Fd = -1;
+pub const is_linux = builtin.os.tag == .linux;
+
+pub const Iovec = std.posix.iovec_const;
+
+fn errno() c.E {
+    return @enumFromInt(c._errno().*);
+}
+
+// ---- Time --------------------------------------------------------------------------------------
+
+/// The coarse clocks cost a few nanoseconds (no counter is read) and are a kernel tick behind at the
+/// most, which is finer than any timeout or date here needs.
+const monotonic_clock: c.clockid_t = if (is_linux) .MONOTONIC_COARSE else .MONOTONIC_RAW_APPROX;
+const realtime_clock: c.clockid_t = if (is_linux) .REALTIME_COARSE else .REALTIME;
+
+/// Milliseconds of a clock that never goes back.
+pub fn monotonic_ms() u64 {
+    var value: c.timespec = undefined;
+    if (c.clock_gettime(monotonic_clock, &value) != 0) return 0;
+    const seconds: u64 = @intCast(@max(0, value.sec));
+    return seconds * std.time.ms_per_s +
+        @as(u64, @intCast(@max(0, value.nsec))) / std.time.ns_per_ms;
+}
+
+/// Nanoseconds of the same clock's precise kind, for measuring; some 25 ns a call.
+pub fn monotonic_ns() u64 {
+    var value: c.timespec = undefined;
+    if (c.clock_gettime(.MONOTONIC, &value) != 0) return 0;
+    const seconds: u64 = @intCast(@max(0, value.sec));
+    return seconds * std.time.ns_per_s + @as(u64, @intCast(@max(0, value.nsec)));
+}
+
+/// Seconds since the epoch.
+pub fn realtime_seconds() u64 {
+    var value: c.timespec = undefined;
+    if (c.clock_gettime(realtime_clock, &value) != 0) return 0;
+    return @intCast(@max(0, value.sec));
+}
+
+// ---- Sockets -----------------------------------------------------------------------------------
+
+pub const ReadError = error{ WouldBlock, ConnectionGone, OutOfMemory, Unexpected };
+
+/// Bytes received; 0 is the end of the stream.
+pub fn recv(fd: Fd, buffer: []u8) ReadError!usize {
+    while (true) {
+        const count = c.recv(fd, buffer.ptr, buffer.len, 0);
+        if (count >= 0) return @intCast(count);
+        switch (errno()) {
+            .INTR => continue,
+            .AGAIN => return error.WouldBlock,
+            .CONNRESET, .PIPE, .NOTCONN, .TIMEDOUT, .HOSTUNREACH, .NETUNREACH => {
+                return error.ConnectionGone;
+            },
+            .NOMEM, .NOBUFS => return error.OutOfMemory,
+            else => return error.Unexpected,
+        }
+    }
+}
+
+pub const WriteError = error{ WouldBlock, ConnectionGone, OutOfMemory, Unexpected };
+
+/// Bytes that the kernel took, at least one unless `bytes` is empty.
+pub fn send(fd: Fd, bytes: []const u8) WriteError!usize {
+    while (true) {
+        const count = c.send(fd, bytes.ptr, bytes.len, c.MSG.NOSIGNAL);
+        if (count >= 0) return @intCast(count);
+        if (try retry_write()) continue;
+    }
+}
+
+/// The same for several pieces that leave as one.
+pub fn send_vector(fd: Fd, pieces: []const Iovec) WriteError!usize {
+    var message = std.mem.zeroes(c.msghdr_const);
+    message.iov = pieces.ptr;
+    message.iovlen = @intCast(pieces.len);
+    while (true) {
+        const count = c.sendmsg(fd, &message, c.MSG.NOSIGNAL);
+        if (count >= 0) return @intCast(count);
+        if (try retry_write()) continue;
+    }
+}
+
+fn retry_write() WriteError!bool {
+    return switch (errno()) {
+        .INTR => true,
+        .AGAIN => error.WouldBlock,
+        .CONNRESET, .PIPE, .NOTCONN, .TIMEDOUT, .HOSTUNREACH, .NETUNREACH => error.ConnectionGone,
+        .NOMEM, .NOBUFS => error.OutOfMemory,
+        else => error.Unexpected,
+    };
+}
+
+/// The address of a client as the kernel gave it; `family` 0 stands for a unix socket without name.
+pub const Address = extern union {
+    any: c.sockaddr,
+    in4: c.sockaddr.in,
+    in6: c.sockaddr.in6,
+};
+
+pub const address_text_bytes_max = 64;
+
+/// The address without the port, as text; empty for a unix socket.
+pub fn address_text(address: *const Address, storage: *[address_text_bytes_max]u8) []const u8 {
+    const text = switch (address.any.family) {
+        c.AF.INET => inet_ntop(c.AF.INET, &address.in4.addr, storage, storage.len),
+        c.AF.INET6 => inet_ntop(c.AF.INET6, &address.in6.addr, storage, storage.len),
+        else => return "",
+    };
+    return if (text) |pointer| std.mem.span(pointer) else "";
+}
+
+pub fn address_port(address: *const Address) ?u16 {
+    return switch (address.any.family) {
+        c.AF.INET => std.mem.bigToNative(u16, address.in4.port),
+        c.AF.INET6 => std.mem.bigToNative(u16, address.in6.port),
+        else => null,
+    };
+}
+
+extern "c" fn inet_ntop(
+    family: c_int,
+    source: *const anyopaque,
+    destination: [*]u8,
+    size: c.socklen_t,
+) ?[*:0]const u8;
+
+pub const AcceptError = error{
+    WouldBlock,
+    ConnectionGone,
+    DescriptorsExhausted,
+    OutOfMemory,
+    Unexpected,
+};
+
+pub const Accepted = struct { fd: Fd, address: Address };
+
+/// Takes one connection from the backlog, non-blocking and closed on exec.
+pub fn accept(listener: Fd) AcceptError!Accepted {
+    // A unix client's address can be longer than `Address`; the kernel cuts it, and only its family
+    // is looked at.
+    var address = std.mem.zeroes(Address);
+    while (true) {
+        var length: c.socklen_t = @sizeOf(Address);
+        const fd = if (is_linux)
+            c.accept4(listener, &address.any, &length, c.SOCK.NONBLOCK | c.SOCK.CLOEXEC)
+        else
+            c.accept(listener, &address.any, &length);
+        if (fd >= 0) {
+            if (!is_linux) prepare_accepted(fd);
+            return .{ .fd = fd, .address = address };
+        }
+        switch (errno()) {
+            .INTR => continue,
+            .AGAIN => return error.WouldBlock,
+            .MFILE, .NFILE => return error.DescriptorsExhausted,
+            .NOBUFS, .NOMEM => return error.OutOfMemory,
+            // What accept(2) hands on of a connection that failed while it waited.
+            .CONNABORTED, .PERM, .PROTO, .NETDOWN, .HOSTUNREACH, .NETUNREACH => {
+                return error.ConnectionGone;
+            },
+            else => return error.Unexpected,
+        }
+    }
+}
+
+/// macOS has neither accept4 nor MSG_NOSIGNAL.
+fn prepare_accepted(fd: Fd) void {
+    set_nonblocking(fd);
+    _ = c.fcntl(fd, c.F.SETFD, @as(c_int, c.FD_CLOEXEC));
+    if (@hasDecl(c.SO, "NOSIGPIPE")) {
+        const on: c_int = 1;
+        _ = c.setsockopt(fd, c.SOL.SOCKET, c.SO.NOSIGPIPE, &on, @sizeOf(c_int));
+    }
+}
+
+pub fn set_nonblocking(fd: Fd) void {
+    const flags = c.fcntl(fd, c.F.GETFL, @as(c_int, 0));
+    var options: c.O = @bitCast(flags);
+    options.NONBLOCK = true;
+    _ = c.fcntl(fd, c.F.SETFL, @as(c_int, @bitCast(options)));
+}
+
+/// Small responses leave at once (RFC 1122 4.2.3.4 lets the kernel wait otherwise). Set on a
+/// listener, accepted connections inherit it; on a unix socket it fails, which does not matter.
+pub fn set_no_delay(fd: Fd) void {
+    const on: c_int = 1;
+    const tcp_nodelay = 1;
+    _ = c.setsockopt(fd, c.IPPROTO.TCP, tcp_nodelay, &on, @sizeOf(c_int));
+}
+
+/// Says that nothing more will be sent; the client can still be read.
+pub fn shutdown_send(fd: Fd) void {
+    _ = c.shutdown(fd, c.SHUT.WR);
+}
+
+/// Ends the connection in both directions without closing its descriptor; wakes who waits for it.
+pub fn shutdown_both(fd: Fd) void {
+    _ = c.shutdown(fd, c.SHUT.RDWR);
+}
+
+pub fn sleep_ms(duration_ms: u32) void {
+    std.Thread.sleep(@as(u64, duration_ms) * std.time.ns_per_ms);
+}
+
+pub fn close(fd: Fd) void {
+    // EINTR leaves the descriptor closed on Linux and macOS alike: no retry (close(2)).
+    _ = c.close(fd);
+}
+
+pub const WaitFor = enum { readable, writable };
+
+/// Waits until the socket is ready or `timeout_ms` has passed (false). Blocks: the caller is a
+/// worker that has given the GIL away.
+pub fn wait_ready(fd: Fd, what: WaitFor, timeout_ms: u64) bool {
+    const events: i16 = switch (what) {
+        .readable => c.POLL.IN,
+        .writable => c.POLL.OUT,
+    };
+    const deadline = monotonic_ms() +| timeout_ms;
+    while (true) {
+        var entry = [1]c.pollfd{.{ .fd = fd, .events = events, .revents = 0 }};
+        const now = monotonic_ms();
+        const count = c.poll(&entry, 1, clamp_timeout(deadline -| now));
+        if (count > 0) return true;
+        if (count == 0 or errno() != .INTR) return false;
+    }
+}
+
+fn clamp_timeout(timeout_ms: u64) c_int {
+    return @intCast(@min(timeout_ms, std.math.maxInt(c_int)));
+}
+
+pub fn socket_pair() error{Unexpected}![2]Fd {
+    var pair: [2]Fd = undefined;
+    if (c.socketpair(c.AF.UNIX, c.SOCK.STREAM, 0, &pair) != 0) return error.Unexpected;
+    set_nonblocking(pair[0]);
+    set_nonblocking(pair[1]);
+    return pair;
+}
+
+// ---- The main thread's wait --------------------------------------------------------------------
+
+/// Waits until `fd` is readable, a signal comes or `timeout_ms` has passed; whether it is readable.
+pub fn wait_readable_or_signal(fd: Fd, timeout_ms: ?u64) bool {
+    var entry = [1]c.pollfd{.{ .fd = fd, .events = c.POLL.IN, .revents = 0 }};
+    const timeout = if (timeout_ms) |ms| clamp_timeout(ms) else -1;
+    return c.poll(&entry, 1, timeout) > 0;
+}
+
+// ---- Files -------------------------------------------------------------------------------------
+
+pub const FileError = error{ NoSpace, Unexpected };
+
+/// A file for reading and writing that no path leads to: it is gone when its descriptor is closed,
+/// even when the process is killed.
+pub fn open_unlinked(directory: []const u8) FileError!Fd {
+    var path: [std.posix.PATH_MAX]u8 = undefined;
+    if (is_linux) {
+        const folder = std.fmt.bufPrintZ(&path, "{s}", .{directory}) catch
+            return error.Unexpected;
+        const options: c.O = .{ .ACCMODE = .RDWR, .TMPFILE = true, .DIRECTORY = true, .CLOEXEC = true };
+        const fd = c.open(folder.ptr, options, @as(c_uint, 0o600));
+        if (fd >= 0) return fd;
+        switch (errno()) {
+            .OPNOTSUPP, .ISDIR, .NOENT => {}, // a file system without O_TMPFILE: as elsewhere
+            .NOSPC, .DQUOT => return error.NoSpace,
+            else => return error.Unexpected,
+        }
+    }
+    const template = std.fmt.bufPrintZ(&path, "{s}/serve-zig-XXXXXX", .{directory}) catch
+        return error.Unexpected;
+    const fd = mkstemp(template.ptr);
+    if (fd < 0) return if (errno() == .NOSPC) error.NoSpace else error.Unexpected;
+    _ = c.unlink(template.ptr);
+    _ = c.fcntl(fd, c.F.SETFD, @as(c_int, c.FD_CLOEXEC));
+    return fd;
+}
+
+extern "c" fn mkstemp(template: [*:0]u8) c_int;
+
+pub fn write_all_at(fd: Fd, bytes: []const u8, offset: u64) FileError!void {
+    var done: usize = 0;
+    while (done < bytes.len) {
+        const rest = bytes[done..];
+        const count = c.pwrite(fd, rest.ptr, rest.len, @intCast(offset + done));
+        if (count > 0) {
+            done += @intCast(count);
+            continue;
+        }
+        if (count == 0) return error.NoSpace;
+        switch (errno()) {
+            .INTR => continue,
+            .NOSPC, .DQUOT, .FBIG => return error.NoSpace,
+            else => return error.Unexpected,
+        }
+    }
+}
+
+/// Bytes read; fewer than asked only at the end of the file.
+pub fn read_at(fd: Fd, buffer: []u8, offset: u64) FileError!usize {
+    var done: usize = 0;
+    while (done < buffer.len) {
+        const rest = buffer[done..];
+        const count = c.pread(fd, rest.ptr, rest.len, @intCast(offset + done));
+        if (count == 0) break;
+        if (count > 0) {
+            done += @intCast(count);
+            continue;
+        }
+        if (errno() != .INTR) return error.Unexpected;
+    }
+    return done;
+}
+
+// ---- epoll -------------------------------------------------------------------------------------
+
+pub const epoll = if (is_linux) struct {
+    const linux = std.os.linux;
+    pub const Event = linux.epoll_event;
+    pub const IN = linux.EPOLL.IN;
+    pub const OUT = linux.EPOLL.OUT;
+    pub const RDHUP = linux.EPOLL.RDHUP;
+    pub const HUP = linux.EPOLL.HUP;
+    pub const ERR = linux.EPOLL.ERR;
+    pub const ET = linux.EPOLL.ET;
+
+    pub fn create() error{ OutOfMemory, Unexpected }!Fd {
+        const fd = c.epoll_create1(linux.EPOLL.CLOEXEC);
+        if (fd >= 0) return fd;
+        return if (errno() == .NOMEM) error.OutOfMemory else error.Unexpected;
+    }
+
+    pub fn add(poll_fd: Fd, fd: Fd, events: u32, token: u64) RegisterError!void {
+        var event: Event = .{ .events = events, .data = .{ .u64 = token } };
+        if (c.epoll_ctl(poll_fd, linux.EPOLL.CTL_ADD, fd, &event) == 0) return;
+        return switch (errno()) {
+            .NOMEM, .NOSPC => error.OutOfMemory,
+            else => error.Unexpected,
+        };
+    }
+
+    pub fn remove(poll_fd: Fd, fd: Fd) void {
+        _ = c.epoll_ctl(poll_fd, linux.EPOLL.CTL_DEL, fd, null);
+    }
+
+    /// The number of events; 0 after the timeout or a signal.
+    pub fn wait(poll_fd: Fd, events: []Event, timeout_ms: ?u64) usize {
+        const timeout = if (timeout_ms) |ms| clamp_timeout(ms) else -1;
+        const count = c.epoll_wait(poll_fd, events.ptr, @intCast(events.len), timeout);
+        return if (count > 0) @intCast(count) else 0;
+    }
+
+    pub fn event_fd() error{Unexpected}!Fd {
+        const fd = c.eventfd(0, linux.EFD.CLOEXEC | linux.EFD.NONBLOCK);
+        return if (fd >= 0) fd else error.Unexpected;
+    }
+
+    pub fn event_fd_add(fd: Fd) void {
+        const one: u64 = 1;
+        // It can fail only with EAGAIN at 2^64 - 2, when the reader is woken anyway.
+        _ = c.write(fd, std.mem.asBytes(&one), @sizeOf(u64));
+    }
+
+    pub fn event_fd_reset(fd: Fd) void {
+        var value: u64 = 0;
+        _ = c.read(fd, std.mem.asBytes(&value), @sizeOf(u64));
+    }
+} else struct {};
+
+pub const RegisterError = error{ OutOfMemory, Unexpected };
+
+/// A pipe whose reading end becomes readable when the server has stopped.
+pub fn pipe() error{Unexpected}![2]Fd {
+    return socket_pair();
+}
+
+test "a coarse clock goes on and a date is of this century" {
+    const before = monotonic_ms();
+    _ = wait_ready(-1, .readable, 20);
+    try std.testing.expect(monotonic_ms() >= before);
+    try std.testing.expect(realtime_seconds() > 1_700_000_000);
+}
+
+test "an unlinked file keeps what was written" {
+    const fd = try open_unlinked("/tmp");
+    defer close(fd);
+    try write_all_at(fd, "hello", 3);
+    var buffer: [16]u8 = undefined;
+    try std.testing.expectEqual(8, try read_at(fd, &buffer, 0));
+    try std.testing.expectEqualStrings("\x00\x00\x00hello", buffer[0..8]);
+}
+
+test "a socket without data would block and one whose peer left is at its end" {
+    const pair = try socket_pair();
+    defer close(pair[0]);
+    var buffer: [4]u8 = undefined;
+    try std.testing.expectError(error.WouldBlock, recv(pair[0], &buffer));
+    try std.testing.expect(!wait_ready(pair[0], .readable, 1));
+    close(pair[1]);
+    try std.testing.expect(wait_ready(pair[0], .readable, 1000));
+    try std.testing.expectEqual(0, try recv(pair[0], &buffer));
+    try std.testing.expectError(error.ConnectionGone, send(pair[0], "x"));
+}

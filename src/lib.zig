@@ -1,0 +1,87 @@
+//! Root of the extension module `serve_zig._core`: the few things that Python may call.
+//!
+//! Only this file uses pydust, and only at the edge: what a request passes through is in
+//! src/python. Everything `pub` here becomes a Python name. Methods run with the GIL held, on the
+//! thread that calls them. What they return is a new reference.
+
+const py = @import("pydust");
+const server_object = @import("python/server_object.zig");
+
+const root = @This();
+
+pub const Server = py.class(struct {
+    pub const __doc__ =
+        \\Server(options, listeners, application, report)
+        \\
+        \\An HTTP server for one WSGI application. `options` has an entry for each setting of the
+        \\core (times in milliseconds, sizes in bytes); `listeners` are tuples of a descriptor,
+        \\which the server takes over, SERVER_NAME and SERVER_PORT; `report` is called with
+        \\(exception, method, target, client) when the application fails.
+    ;
+    const Self = @This();
+
+    handle: ?*anyopaque,
+
+    pub fn __init__(self: *Self, args: struct {
+        options: py.PyObject,
+        listeners: py.PyObject,
+        application: py.PyObject,
+        report: py.PyObject,
+    }) !void {
+        self.handle = null;
+        self.handle = try raised(server_object.create(
+            @ptrCast(args.options.py),
+            @ptrCast(args.listeners.py),
+            @ptrCast(args.application.py),
+            @ptrCast(args.report.py),
+        ));
+    }
+
+    pub fn worker_count(self: *const Self) !u32 {
+        return server_object.worker_count(self.handle);
+    }
+
+    /// The life of a worker thread; returns when the server has stopped.
+    pub fn run_worker(self: *const Self) !py.PyObject {
+        return object(server_object.run_worker(self.handle));
+    }
+
+    pub fn drain(self: *const Self) !py.PyObject {
+        return object(server_object.drain(self.handle));
+    }
+
+    pub fn stop(self: *const Self) !py.PyObject {
+        return object(server_object.stop(self.handle));
+    }
+
+    /// A descriptor for signal.set_wakeup_fd, so that `wait` sees every signal.
+    pub fn wakeup_fd(self: *const Self) !i32 {
+        return server_object.wakeup_fd(self.handle);
+    }
+
+    /// True when the server has stopped; False after a signal or when the time is over.
+    pub fn wait(self: *const Self, args: struct { timeout_ms: py.PyObject }) !py.PyObject {
+        return object(server_object.wait(self.handle, @ptrCast(args.timeout_ms.py)));
+    }
+
+    pub fn status(self: *const Self) !py.PyObject {
+        return object(server_object.status(self.handle));
+    }
+});
+
+/// Version of this package, of Zig, and how the module was built.
+pub fn build_info() !py.PyObject {
+    return object(server_object.build_info());
+}
+
+fn raised(result: anytype) !@typeInfo(@TypeOf(result)).error_union.payload {
+    return result catch py.PyError.PyRaised;
+}
+
+fn object(result: anytype) !py.PyObject {
+    return .{ .py = @ptrCast(try raised(result)) };
+}
+
+comptime {
+    py.rootmodule(root);
+}

@@ -1,0 +1,300 @@
+//! The part of CPython's stable ABI (3.11) that the bridge uses, declared by hand.
+//!
+//! Declared here and not translated from headers, so that one build serves every version and the
+//! thread state stays opaque (translated, it fails on 3.12 and later). `Object` pointers say in
+//! each comment whether they are borrowed or owned ("new"); all calls need the GIL but those that
+//! take it. The only file with `extern` declarations of Python.
+
+const std = @import("std");
+
+pub const ssize = isize;
+
+/// A PyObject. Its two fields have been at these places in every version of the stable ABI.
+pub const Object = extern struct {
+    refcount: ssize,
+    type: *Type,
+};
+
+pub const Type = opaque {};
+pub const ThreadState = opaque {};
+
+pub const Error = error{
+    /// A Python exception is set.
+    Raised,
+};
+
+// ---- References --------------------------------------------------------------------------------
+
+/// A new reference to the same object.
+pub inline fn new(object: *Object) *Object {
+    Py_IncRef(object);
+    return object;
+}
+
+pub inline fn drop(object: *Object) void {
+    Py_DecRef(object);
+}
+
+pub inline fn drop_maybe(object: ?*Object) void {
+    if (object) |o| Py_DecRef(o);
+}
+
+/// The count that CPython keeps; for telling whether anybody else holds an object of ours.
+pub inline fn is_shared(object: *const Object) bool {
+    return object.refcount != 1;
+}
+
+pub inline fn owned(object: ?*Object) Error!*Object {
+    return object orelse error.Raised;
+}
+
+pub inline fn checked(result: c_int) Error!void {
+    if (result < 0) return error.Raised;
+}
+
+// ---- Text and bytes ----------------------------------------------------------------------------
+
+/// A new `str` of bytes that each stand for one character (PEP 3333's native strings).
+pub inline fn latin1(bytes: []const u8) Error!*Object {
+    return owned(PyUnicode_DecodeLatin1(bytes.ptr, @intCast(bytes.len), null));
+}
+
+pub inline fn interned(text: [:0]const u8) Error!*Object {
+    return owned(PyUnicode_InternFromString(text.ptr));
+}
+
+pub inline fn bytes_from(bytes: []const u8) Error!*Object {
+    return owned(PyBytes_FromStringAndSize(bytes.ptr, @intCast(bytes.len)));
+}
+
+pub inline fn is_exact(object: *const Object, kind: *const Type) bool {
+    return object.type == kind;
+}
+
+pub inline fn is_string(object: *Object) bool {
+    return PyType_GetFlags(object.type) & flag_unicode_subclass != 0;
+}
+
+pub inline fn is_bytes(object: *Object) bool {
+    return PyType_GetFlags(object.type) & flag_bytes_subclass != 0;
+}
+
+pub inline fn is_list(object: *Object) bool {
+    return PyType_GetFlags(object.type) & flag_list_subclass != 0;
+}
+
+pub inline fn is_tuple(object: *Object) bool {
+    return PyType_GetFlags(object.type) & flag_tuple_subclass != 0;
+}
+
+/// The contents, as long as the object lives. Only for what `is_bytes` says yes to.
+pub inline fn bytes_of(object: *Object) []const u8 {
+    var pointer: [*]u8 = undefined;
+    var size: ssize = 0;
+    if (PyBytes_AsStringAndSize(object, &pointer, &size) < 0) return "";
+    return pointer[0..@intCast(size)];
+}
+
+/// A view of a `str` as Latin-1. ASCII costs nothing; else `temporary` holds the encoded copy.
+pub const Latin1 = struct {
+    text: []const u8,
+    temporary: ?*Object,
+
+    pub fn of(object: *Object) Error!Latin1 {
+        var size: ssize = 0;
+        if (PyUnicode_AsUTF8AndSize(object, &size)) |pointer| {
+            // As many bytes of UTF-8 as characters: it is ASCII.
+            if (PyUnicode_GetLength(object) == size) {
+                return .{ .text = pointer[0..@intCast(size)], .temporary = null };
+            }
+        } else PyErr_Clear(); // a lone surrogate; Latin-1 will refuse it too
+        const encoded = try owned(PyUnicode_AsLatin1String(object));
+        return .{ .text = bytes_of(encoded), .temporary = encoded };
+    }
+
+    pub fn deinit(self: Latin1) void {
+        drop_maybe(self.temporary);
+    }
+};
+
+pub inline fn none() *Object {
+    return new(&_Py_NoneStruct);
+}
+
+pub inline fn is_none(object: *const Object) bool {
+    return object == &_Py_NoneStruct;
+}
+
+pub inline fn boolean(value: bool) *Object {
+    return new(if (value) &_Py_TrueStruct else &_Py_FalseStruct);
+}
+
+// ---- Exceptions --------------------------------------------------------------------------------
+
+pub fn raise(kind: *Object, message: [*:0]const u8) Error {
+    PyErr_SetString(kind, message);
+    return error.Raised;
+}
+
+/// Takes the exception that is set, with its traceback; a new reference.
+pub fn take_exception() ?*Object {
+    var kind: ?*Object = null;
+    var value: ?*Object = null;
+    var traceback: ?*Object = null;
+    PyErr_Fetch(&kind, &value, &traceback);
+    PyErr_NormalizeException(&kind, &value, &traceback);
+    if (traceback) |trace| {
+        if (value) |exception| _ = PyException_SetTraceback(exception, trace);
+    }
+    drop_maybe(kind);
+    drop_maybe(traceback);
+    return value;
+}
+
+// ---- Types and methods of our own --------------------------------------------------------------
+
+pub const FastFunction = *const fn (?*Object, [*]const *Object, ssize) callconv(.c) ?*Object;
+pub const PlainFunction = *const fn (?*Object, ?*Object) callconv(.c) ?*Object;
+
+pub const method_noargs: c_int = 0x0004;
+pub const method_o: c_int = 0x0008;
+pub const method_fastcall: c_int = 0x0080;
+
+pub const MethodDef = extern struct {
+    name: ?[*:0]const u8 = null,
+    function: ?*const anyopaque = null,
+    flags: c_int = 0,
+    doc: ?[*:0]const u8 = null,
+};
+
+pub fn fast_method(name: [*:0]const u8, function: FastFunction, doc: [*:0]const u8) MethodDef {
+    return .{ .name = name, .function = @ptrCast(function), .flags = method_fastcall, .doc = doc };
+}
+
+pub fn plain_method(name: [*:0]const u8, function: PlainFunction, doc: [*:0]const u8) MethodDef {
+    return .{ .name = name, .function = @ptrCast(function), .flags = method_noargs, .doc = doc };
+}
+
+pub const Slot = extern struct { slot: c_int, function: ?*anyopaque };
+
+pub fn slot(number: c_int, function: *const anyopaque) Slot {
+    return .{ .slot = number, .function = @constCast(function) };
+}
+
+pub const slot_end: Slot = .{ .slot = 0, .function = null };
+pub const tp_dealloc: c_int = 52;
+pub const tp_doc: c_int = 56;
+pub const tp_iter: c_int = 62;
+pub const tp_iternext: c_int = 63;
+pub const tp_methods: c_int = 64;
+pub const tp_new: c_int = 65;
+
+pub const Spec = extern struct {
+    name: [*:0]const u8,
+    basicsize: c_int,
+    itemsize: c_int = 0,
+    flags: c_uint = type_default,
+    slots: [*]const Slot,
+};
+
+pub const type_default: c_uint = 0;
+pub const type_no_instances: c_uint = 1 << 7;
+
+const flag_list_subclass: c_ulong = 1 << 25;
+const flag_tuple_subclass: c_ulong = 1 << 26;
+const flag_bytes_subclass: c_ulong = 1 << 27;
+const flag_unicode_subclass: c_ulong = 1 << 28;
+
+/// A new instance of a type made by `PyType_FromSpec`, its own fields zeroed.
+pub inline fn allocate(comptime T: type, kind: *Type) Error!*T {
+    return @ptrCast(@alignCast(try owned(PyType_GenericAlloc(kind, 0))));
+}
+
+/// Frees an instance of such a type, in its tp_dealloc.
+pub fn deallocate(object: *Object) void {
+    const kind = object.type;
+    const free: *const fn (*Object) callconv(.c) void =
+        @ptrCast(@alignCast(PyType_GetSlot(kind, 74)));
+    free(object);
+    // Each instance of a heap type holds a reference to it (since 3.8).
+    Py_DecRef(@ptrCast(@alignCast(kind)));
+}
+
+// ---- The ABI -----------------------------------------------------------------------------------
+
+pub extern var _Py_NoneStruct: Object;
+pub extern var _Py_TrueStruct: Object;
+pub extern var _Py_FalseStruct: Object;
+pub extern var PyBytes_Type: Type;
+pub extern var PyList_Type: Type;
+pub extern var PyTuple_Type: Type;
+pub extern var PyUnicode_Type: Type;
+pub extern var PyExc_AssertionError: *Object;
+pub extern var PyExc_MemoryError: *Object;
+pub extern var PyExc_OSError: *Object;
+pub extern var PyExc_RuntimeError: *Object;
+pub extern var PyExc_TypeError: *Object;
+pub extern var PyExc_ValueError: *Object;
+pub extern var PyExc_ConnectionResetError: *Object;
+pub extern var PyExc_TimeoutError: *Object;
+
+pub extern fn Py_IncRef(*Object) void;
+pub extern fn Py_DecRef(*Object) void;
+pub extern fn PyUnicode_DecodeLatin1([*]const u8, ssize, ?[*:0]const u8) ?*Object;
+pub extern fn PyUnicode_InternFromString([*:0]const u8) ?*Object;
+pub extern fn PyUnicode_AsUTF8AndSize(*Object, *ssize) ?[*]const u8;
+pub extern fn PyUnicode_AsLatin1String(*Object) ?*Object;
+pub extern fn PyUnicode_GetLength(*Object) ssize;
+pub extern fn PyUnicode_Concat(*Object, *Object) ?*Object;
+pub extern fn PyBytes_FromStringAndSize(?[*]const u8, ssize) ?*Object;
+pub extern fn PyBytes_AsStringAndSize(*Object, *[*]u8, *ssize) c_int;
+pub extern fn PyBytes_AsString(*Object) ?[*]u8;
+pub extern fn PyLong_FromLongLong(c_longlong) ?*Object;
+pub extern fn PyLong_AsLongLong(*Object) c_longlong;
+pub extern fn PyLong_AsSsize_t(*Object) ssize;
+pub extern fn PyNumber_Index(*Object) ?*Object;
+pub extern fn PyTuple_New(ssize) ?*Object;
+pub extern fn PyTuple_SetItem(*Object, ssize, *Object) c_int;
+pub extern fn PyTuple_Size(*Object) ssize;
+pub extern fn PyTuple_GetItem(*Object, ssize) ?*Object;
+pub extern fn PyList_New(ssize) ?*Object;
+pub extern fn PyList_Append(*Object, *Object) c_int;
+pub extern fn PyList_Size(*Object) ssize;
+pub extern fn PyList_GetItem(*Object, ssize) ?*Object;
+pub extern fn PySequence_List(*Object) ?*Object;
+pub extern fn PyDict_New() ?*Object;
+pub extern fn PyDict_Copy(*Object) ?*Object;
+pub extern fn PyDict_SetItem(*Object, *Object, *Object) c_int;
+pub extern fn PyDict_SetItemString(*Object, [*:0]const u8, *Object) c_int;
+pub extern fn PyDict_DelItem(*Object, *Object) c_int;
+pub extern fn PyDict_GetItemWithError(*Object, *Object) ?*Object;
+pub extern fn PyDict_GetItemString(*Object, [*:0]const u8) ?*Object;
+pub extern fn PyObject_GetAttr(*Object, *Object) ?*Object;
+pub extern fn PyObject_GetAttrString(*Object, [*:0]const u8) ?*Object;
+pub extern fn PyObject_HasAttr(*Object, *Object) c_int;
+pub extern fn PyObject_CallNoArgs(*Object) ?*Object;
+pub extern fn PyObject_CallFunctionObjArgs(*Object, ...) ?*Object;
+pub extern fn PyObject_CallMethodObjArgs(*Object, *Object, ...) ?*Object;
+pub extern fn PyObject_GetIter(*Object) ?*Object;
+pub extern fn PyObject_Size(*Object) ssize;
+pub extern fn PyObject_IsInstance(*Object, *Object) c_int;
+pub extern fn PyIter_Next(*Object) ?*Object;
+pub extern fn PyImport_ImportModule([*:0]const u8) ?*Object;
+pub extern fn PyCFunction_NewEx(*const MethodDef, ?*Object, ?*Object) ?*Object;
+pub extern fn PyType_FromSpec(*const Spec) ?*Type;
+pub extern fn PyType_GetFlags(*Type) c_ulong;
+pub extern fn PyType_GetSlot(*Type, c_int) ?*anyopaque;
+pub extern fn PyType_GenericAlloc(*Type, ssize) ?*Object;
+pub extern fn PyErr_SetString(*Object, [*:0]const u8) void;
+pub extern fn PyErr_SetObject(*Object, *Object) void;
+pub extern fn PyErr_Occurred() ?*Object;
+pub extern fn PyErr_Clear() void;
+pub extern fn PyErr_Fetch(*?*Object, *?*Object, *?*Object) void;
+pub extern fn PyErr_Restore(?*Object, ?*Object, ?*Object) void;
+pub extern fn PyErr_NormalizeException(*?*Object, *?*Object, *?*Object) void;
+pub extern fn PyErr_WriteUnraisable(?*Object) void;
+pub extern fn PyErr_CheckSignals() c_int;
+pub extern fn PyErr_NoMemory() ?*Object;
+pub extern fn PyException_SetTraceback(*Object, *Object) c_int;
+pub extern fn PyEval_SaveThread() ?*ThreadState;
+pub extern fn PyEval_RestoreThread(?*ThreadState) void;

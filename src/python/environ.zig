@@ -1,0 +1,302 @@
+//! The environ of a request (PEP 3333, "environ Variables"; RFC 3875 for the CGI names).
+//!
+//! A copy of a dict that is the same for every request of a listener, with the request's own keys
+//! put in. Keys are interned; values that come again and again (a browser's fields) are compared
+//! with the last one of their name before a new string is made. GIL held throughout; the caches are
+//! one for the process, under the GIL.
+
+const std = @import("std");
+const core = @import("core");
+const capi = @import("capi.zig");
+const names_module = @import("names.zig");
+const input_stream = @import("input_stream.zig");
+const fields = core.fields;
+const Object = capi.Object;
+const Crew = core.server.Crew;
+const Names = names_module.Names;
+const Exchange = core.exchange.Exchange;
+const Connection = core.connection.Connection;
+
+/// A value longer than this is not worth comparing.
+const cached_bytes_max = 512;
+/// Keys of field names that the core has no name for.
+const other_keys = 256;
+const other_name_bytes_max = 64;
+
+/// The text and the object of a value seen before; the text is the object's own (ASCII only).
+const Cached = struct {
+    text: []const u8 = "",
+    object: ?*Object = null,
+
+    /// A new reference to a `str` of these bytes.
+    fn get(self: *Cached, bytes: []const u8) capi.Error!*Object {
+        if (self.object) |object| {
+            if (std.mem.eql(u8, self.text, bytes)) return capi.new(object);
+        }
+        const object = try capi.latin1(bytes);
+        if (bytes.len > cached_bytes_max) return object;
+        var size: capi.ssize = 0;
+        const text = capi.PyUnicode_AsUTF8AndSize(object, &size) orelse {
+            capi.PyErr_Clear();
+            return object;
+        };
+        if (size != bytes.len) return object;
+        capi.drop_maybe(self.object);
+        self.object = capi.new(object);
+        self.text = text[0..bytes.len];
+        return object;
+    }
+};
+
+/// Who the client of a slot is, kept from its first request to the slot's next use.
+const Remote = extern struct {
+    address: ?*Object = null,
+    port: ?*Object = null,
+    generation: u32 = 0,
+};
+
+const OtherKey = struct {
+    name: [other_name_bytes_max]u8 = undefined,
+    len: usize = 0,
+    key: ?*Object = null,
+};
+
+pub const Environs = struct {
+    names: *const Names,
+    /// One dict for each listener.
+    bases: []*Object,
+    empty_input: *Object,
+    values: [fields.count]Cached = @splat(.{}),
+    target: Cached = .{},
+    path: Cached = .{},
+    query: Cached = .{},
+    other: []OtherKey,
+    remotes: []Remote,
+    unknown_address: *Object,
+
+    pub fn init(
+        gpa: std.mem.Allocator,
+        names: *const Names,
+        bases: []*Object,
+        empty_input: *Object,
+        connections: u32,
+    ) (capi.Error || error{OutOfMemory})!Environs {
+        const other = try gpa.alloc(OtherKey, other_keys);
+        for (other) |*entry| entry.len = 0;
+        for (other) |*entry| entry.key = null;
+        // Zero pages, touched as slots are used.
+        const bytes = std.heap.page_allocator.rawAlloc(
+            @as(usize, connections) * @sizeOf(Remote),
+            .fromByteUnits(std.heap.page_size_min),
+            @returnAddress(),
+        ) orelse return error.OutOfMemory;
+        const remotes: [*]Remote = @ptrCast(@alignCast(bytes));
+        return .{
+            .names = names,
+            .bases = bases,
+            .empty_input = empty_input,
+            .other = other,
+            .remotes = remotes[0..connections],
+            .unknown_address = names.empty_string,
+        };
+    }
+
+    /// A new dict for the worker's request. `input` is the request's body stream, if it has one.
+    pub fn build(
+        self: *Environs,
+        crew: *Crew,
+        input: ?*input_stream.InputStream,
+    ) capi.Error!*Object {
+        const keys = &self.names.keys;
+        const exchange = crew.exchange;
+        const connection = crew.connection;
+        const head = &exchange.head;
+        const bytes = exchange.bytes;
+        const base = self.bases[connection.listener];
+        const environ = try capi.owned(capi.PyDict_Copy(base));
+        errdefer capi.drop(environ);
+
+        try put(environ, keys.REQUEST_METHOD, try self.names.method(head.method.of(bytes)));
+        const target = try self.target.get(head.target.of(bytes));
+        try put(environ, keys.RAW_URI, capi.new(target));
+        try put(environ, keys.REQUEST_URI, target);
+        try put(environ, keys.PATH_INFO, try self.path_info(exchange));
+        if (head.query.len > 0) {
+            try put(environ, keys.QUERY_STRING, try self.query.get(head.query.of(bytes)));
+        }
+        if (head.version == .http_1_0) {
+            try put(environ, keys.SERVER_PROTOCOL, capi.new(self.names.http_1_0));
+        }
+        if (input) |stream| {
+            try put(environ, keys.@"wsgi.input", capi.new(&stream.head));
+        }
+        try self.put_remote(environ, connection);
+        try self.put_fields(environ, exchange);
+        return environ;
+    }
+
+    /// The path without its percent-encoding, each byte one character (PEP 3333, "Unicode Issues").
+    fn path_info(self: *Environs, exchange: *const Exchange) capi.Error!*Object {
+        const head = &exchange.head;
+        if (head.target_form == .asterisk_form) return self.path.get("*");
+        const path = head.path.of(exchange.bytes);
+        // "http://host" is the same resource as "http://host/" (RFC 9110 4.2.3).
+        if (path.len == 0) return self.path.get("/");
+        if (!core.target.has_percent(path)) return self.path.get(path);
+        var storage: [2048]u8 = undefined;
+        if (path.len <= storage.len) return capi.latin1(core.target.percent_decode(&storage, path));
+        const gpa = std.heap.c_allocator;
+        const decoded = gpa.alloc(u8, path.len) catch {
+            _ = capi.PyErr_NoMemory();
+            return error.Raised;
+        };
+        defer gpa.free(decoded);
+        return capi.latin1(core.target.percent_decode(decoded, path));
+    }
+
+    fn put_remote(self: *Environs, environ: *Object, connection: *const Connection) capi.Error!void {
+        const remote = &self.remotes[connection.index];
+        const stamp = connection.generation +% 1;
+        if (remote.generation != stamp or remote.address == null) {
+            try self.learn_remote(remote, connection);
+            remote.generation = stamp;
+        }
+        try put(environ, self.names.keys.REMOTE_ADDR, capi.new(remote.address.?));
+        try put(environ, self.names.keys.REMOTE_PORT, capi.new(remote.port.?));
+    }
+
+    fn learn_remote(
+        self: *Environs,
+        remote: *Remote,
+        connection: *const Connection,
+    ) capi.Error!void {
+        var storage: [core.sys.address_text_bytes_max]u8 = undefined;
+        const text = core.sys.address_text(&connection.address, &storage);
+        var port_storage: [8]u8 = undefined;
+        const port = core.sys.address_port(&connection.address);
+        const port_text = if (port) |number|
+            std.fmt.bufPrint(&port_storage, "{d}", .{number}) catch ""
+        else
+            "";
+        const address = if (text.len == 0)
+            capi.new(self.unknown_address)
+        else
+            try capi.latin1(text);
+        errdefer capi.drop(address);
+        const port_object = try capi.latin1(port_text);
+        capi.drop_maybe(remote.address);
+        capi.drop_maybe(remote.port);
+        remote.address = address;
+        remote.port = port_object;
+    }
+
+    fn put_fields(self: *Environs, environ: *Object, exchange: *const Exchange) capi.Error!void {
+        const head = &exchange.head;
+        const bytes = exchange.bytes;
+        var seen = std.StaticBitSet(fields.count).initEmpty();
+        for (head.lines()) |line| {
+            const value = line.value.of(bytes);
+            const number = @intFromEnum(line.known);
+            if (self.names.environ[number]) |key| {
+                if (seen.isSet(number)) {
+                    try self.join(environ, key, value, line.known == .cookie);
+                } else {
+                    seen.set(number);
+                    try put(environ, key, try self.values[number].get(value));
+                }
+            } else if (line.known == .other) {
+                try self.put_other(environ, line.name.of(bytes), value);
+            }
+        }
+        if (head.target_form == .absolute_form) {
+            // RFC 9112 3.2.2: the target's authority replaces what Host said.
+            const host = try capi.latin1(head.authority.of(bytes));
+            try put(environ, self.names.keys.HTTP_HOST, host);
+        }
+        if (head.framing == .chunked and exchange.body.mode == .gathered) {
+            try self.put_gathered_length(environ, exchange);
+        }
+    }
+
+    /// A chunked body that was gathered has a known length: frameworks that look for nothing else
+    /// (Django) find it, and the coding that was undone is not shown.
+    fn put_gathered_length(
+        self: *Environs,
+        environ: *Object,
+        exchange: *const Exchange,
+    ) capi.Error!void {
+        var storage: [24]u8 = undefined;
+        const text = std.fmt.bufPrint(&storage, "{d}", .{exchange.body.length}) catch "";
+        const length_key = self.names.environ[@intFromEnum(fields.Name.content_length)].?;
+        try put(environ, length_key, try capi.latin1(text));
+        const coding_key = self.names.environ[@intFromEnum(fields.Name.transfer_encoding)].?;
+        try capi.checked(capi.PyDict_DelItem(environ, coding_key));
+    }
+
+    fn put_other(
+        self: *Environs,
+        environ: *Object,
+        name: []const u8,
+        value: []const u8,
+    ) capi.Error!void {
+        const key = try self.other_key(name);
+        defer capi.drop(key);
+        if (capi.PyDict_GetItemWithError(environ, key) != null) {
+            return self.join(environ, key, value, false);
+        }
+        if (capi.PyErr_Occurred() != null) return error.Raised;
+        try put(environ, key, try capi.latin1(value));
+    }
+
+    /// A new reference to the key of a field name that has no entry in `fields`.
+    fn other_key(self: *Environs, name: []const u8) capi.Error!*Object {
+        var storage: [fields.environ_prefix.len + other_name_bytes_max]u8 = undefined;
+        if (name.len > other_name_bytes_max) return long_key(name);
+        const entry = &self.other[std.hash.Wyhash.hash(0, name) % other_keys];
+        if (entry.key) |key| {
+            if (std.mem.eql(u8, entry.name[0..entry.len], name)) return capi.new(key);
+        }
+        const text = fields.environ_key_write(&storage, name) orelse return long_key(name);
+        const key = try capi.latin1(text);
+        capi.drop_maybe(entry.key);
+        entry.key = capi.new(key);
+        entry.len = name.len;
+        @memcpy(entry.name[0..name.len], name);
+        return key;
+    }
+
+    fn long_key(name: []const u8) capi.Error!*Object {
+        const gpa = std.heap.c_allocator;
+        const storage = gpa.alloc(u8, fields.environ_prefix.len + name.len) catch {
+            _ = capi.PyErr_NoMemory();
+            return error.Raised;
+        };
+        defer gpa.free(storage);
+        const text = fields.environ_key_write(storage, name) orelse "";
+        return capi.latin1(text);
+    }
+
+    /// Repeated field lines are one list (RFC 9110 5.3); cookies have a separator of their own
+    /// (RFC 6265 4.2.1).
+    fn join(
+        self: *Environs,
+        environ: *Object,
+        key: *Object,
+        value: []const u8,
+        is_cookie: bool,
+    ) capi.Error!void {
+        const before = capi.PyDict_GetItemWithError(environ, key) orelse return error.Raised;
+        const separator = if (is_cookie) self.names.semicolon else self.names.comma;
+        const start = try capi.owned(capi.PyUnicode_Concat(before, separator));
+        defer capi.drop(start);
+        const addition = try capi.latin1(value);
+        defer capi.drop(addition);
+        try put(environ, key, try capi.owned(capi.PyUnicode_Concat(start, addition)));
+    }
+};
+
+/// Sets a key; the value's reference is used up.
+fn put(environ: *Object, key: *Object, value: *Object) capi.Error!void {
+    defer capi.drop(value);
+    try capi.checked(capi.PyDict_SetItem(environ, key, value));
+}

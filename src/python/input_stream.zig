@@ -1,0 +1,335 @@
+//! `wsgi.input` (PEP 3333, "Input and Error Streams"): the request body as a file to read.
+//!
+//! Owner: the request; `close_for_good` cuts it off when that ends, so that a reference which the
+//! application keeps reads nothing. GIL held; reading a body that the client still sends waits
+//! without it. Another thread of the application may read, but not two at once.
+
+const std = @import("std");
+const core = @import("core");
+const capi = @import("capi.zig");
+const Object = capi.Object;
+const Crew = core.server.Crew;
+
+pub const InputStream = extern struct {
+    head: Object,
+    /// The request's worker; null when the request is over.
+    crew: ?*Crew,
+    /// What was read beyond the line that was asked for; a new reference to bytes.
+    ahead: ?*Object,
+    /// How much of `ahead` has been given out.
+    ahead_used: usize,
+    /// A thread is reading.
+    busy: bool,
+};
+
+var type_object: ?*capi.Type = null;
+
+pub fn init_type() capi.Error!void {
+    type_object = capi.PyType_FromSpec(&spec) orelse return error.Raised;
+}
+
+/// A new stream of the worker's current request.
+pub fn create(crew: *Crew) capi.Error!*InputStream {
+    const self = try capi.allocate(InputStream, type_object.?);
+    self.crew = crew;
+    self.ahead = null;
+    self.ahead_used = 0;
+    self.busy = false;
+    return self;
+}
+
+/// The request is over. A thread that still reads keeps the request until it has let go.
+pub fn close_for_good(self: *InputStream) void {
+    while (self.busy) {
+        // Its wait ends with the connection.
+        if (self.crew) |crew| core.sys.shutdown_both(crew.connection.fd);
+        const state = capi.PyEval_SaveThread();
+        core.sys.sleep_ms(1);
+        capi.PyEval_RestoreThread(state);
+    }
+    self.crew = null;
+}
+
+fn of(object: ?*Object) *InputStream {
+    return @ptrCast(@alignCast(object.?));
+}
+
+fn dealloc(object: *Object) callconv(.c) void {
+    const self = of(object);
+    capi.drop_maybe(self.ahead);
+    capi.deallocate(object);
+}
+
+// ---- Reading -----------------------------------------------------------------------------------
+
+const block_bytes = 16 * 1024;
+
+/// Raises what a failed read means to the application.
+fn raise_read_error(err: core.body.ReadError) capi.Error {
+    return switch (err) {
+        error.ClientGone => capi.raise(
+            capi.PyExc_ConnectionResetError,
+            "the client closed the connection before the end of the request body",
+        ),
+        error.TimedOut => capi.raise(
+            capi.PyExc_TimeoutError,
+            "the client sent nothing of the request body for timeouts.body seconds",
+        ),
+        error.TooLarge => capi.raise(
+            capi.PyExc_OSError,
+            "the request body is larger than limits.body",
+        ),
+        error.OutOfMemory => memory_error(),
+        error.NoSpace, error.Unexpected => capi.raise(
+            capi.PyExc_OSError,
+            "the request body could not be read from its temporary file",
+        ),
+        else => capi.raise(capi.PyExc_OSError, "the request body's chunked coding is malformed"),
+    };
+}
+
+fn memory_error() capi.Error {
+    _ = capi.PyErr_NoMemory();
+    return error.Raised;
+}
+
+/// Reads once from the body; 0 at its end, and for ever after.
+fn read_once(self: *InputStream, destination: []u8) capi.Error!usize {
+    const crew = self.crew orelse return capi.raise(
+        capi.PyExc_ValueError,
+        "wsgi.input was read after its request had ended",
+    );
+    if (self.busy) return capi.raise(
+        capi.PyExc_RuntimeError,
+        "wsgi.input is being read by another thread",
+    );
+    self.busy = true;
+    defer self.busy = false;
+    return crew.read_body(destination) catch |err| return raise_read_error(err);
+}
+
+/// What was read ahead and not given out yet.
+fn rest_ahead(self: *const InputStream) []const u8 {
+    const ahead = self.ahead orelse return "";
+    return capi.bytes_of(ahead)[self.ahead_used..];
+}
+
+fn take_ahead(self: *InputStream, count: usize) void {
+    self.ahead_used += count;
+    if (rest_is_empty(self)) {
+        capi.drop_maybe(self.ahead);
+        self.ahead = null;
+        self.ahead_used = 0;
+    }
+}
+
+/// New bytes, at most `limit` of them (null: all there are); fewer only at the end of the body.
+fn read_bytes(self: *InputStream, limit: ?usize) capi.Error!*Object {
+    if (limit) |size| return read_exactly(self, size);
+    return read_all(self);
+}
+
+fn read_exactly(self: *InputStream, size: usize) capi.Error!*Object {
+    const crew = self.crew;
+    var expected: u64 = rest_ahead(self).len;
+    if (crew) |c| expected += c.exchange.body.readable();
+    const streamed = if (crew) |c| c.exchange.body.mode == .streamed else false;
+    // A size beyond what can come must not be allocated on the application's word.
+    if (streamed and size > block_bytes) return read_growing(self, size);
+    const wanted: usize = if (streamed) size else @intCast(@min(size, expected));
+    const result = try capi.owned(capi.PyBytes_FromStringAndSize(null, @intCast(wanted)));
+    errdefer capi.drop(result);
+    const target = (capi.PyBytes_AsString(result) orelse return error.Raised)[0..wanted];
+    const done = try fill(self, target);
+    if (done == wanted) {
+        // Nothing to read is also how the end shows; a stream after its request must say so.
+        if (wanted == 0 and size > 0 and crew == null) _ = try read_once(self, target);
+        return result;
+    }
+    defer capi.drop(result);
+    return capi.bytes_from(target[0..done]);
+}
+
+fn fill(self: *InputStream, target: []u8) capi.Error!usize {
+    const ahead = rest_ahead(self);
+    var done = @min(ahead.len, target.len);
+    @memcpy(target[0..done], ahead[0..done]);
+    if (done > 0) take_ahead(self, done);
+    while (done < target.len) {
+        const count = try read_once(self, target[done..]);
+        if (count == 0) break;
+        done += count;
+    }
+    return done;
+}
+
+fn read_all(self: *InputStream) capi.Error!*Object {
+    if (self.crew) |crew| {
+        if (crew.exchange.body.mode != .streamed) {
+            return read_exactly(self, rest_ahead(self).len + @as(usize, @intCast(
+                crew.exchange.body.readable(),
+            )));
+        }
+    }
+    return read_growing(self, std.math.maxInt(usize));
+}
+
+/// Collects blocks until `limit` or the end, for a body whose length is not known.
+fn read_growing(self: *InputStream, limit: usize) capi.Error!*Object {
+    const gpa = std.heap.c_allocator;
+    var collected: std.ArrayList(u8) = .empty;
+    defer collected.deinit(gpa);
+    while (collected.items.len < limit) {
+        const size = @min(@max(block_bytes, collected.items.len), limit - collected.items.len);
+        collected.ensureUnusedCapacity(gpa, size) catch return memory_error();
+        const count = try fill_some(self, collected.unusedCapacitySlice()[0..size]);
+        if (count == 0) break;
+        collected.items.len += count;
+    }
+    return capi.bytes_from(collected.items);
+}
+
+fn fill_some(self: *InputStream, target: []u8) capi.Error!usize {
+    const ahead = rest_ahead(self);
+    if (ahead.len == 0) return read_once(self, target);
+    const count = @min(ahead.len, target.len);
+    @memcpy(target[0..count], ahead[0..count]);
+    take_ahead(self, count);
+    return count;
+}
+
+/// A line with its LF, at most `limit` bytes of it; empty at the end.
+fn read_line(self: *InputStream, limit: ?usize) capi.Error!*Object {
+    const gpa = std.heap.c_allocator;
+    const longest = limit orelse std.math.maxInt(usize);
+    var line: std.ArrayList(u8) = .empty;
+    defer line.deinit(gpa);
+    while (line.items.len < longest) {
+        if (rest_is_empty(self)) try look_ahead(self);
+        const rest = rest_ahead(self);
+        if (rest.len == 0) break;
+        const room = rest[0..@min(rest.len, longest - line.items.len)];
+        const end = std.mem.indexOfScalar(u8, room, '\n');
+        const piece = if (end) |index| room[0 .. index + 1] else room;
+        line.appendSlice(gpa, piece) catch return memory_error();
+        take_ahead(self, piece.len);
+        if (end != null) break;
+    }
+    return capi.bytes_from(line.items);
+}
+
+fn rest_is_empty(self: *const InputStream) bool {
+    return rest_ahead(self).len == 0;
+}
+
+/// Reads a block of the body into `ahead`.
+fn look_ahead(self: *InputStream) capi.Error!void {
+    const block = try capi.owned(capi.PyBytes_FromStringAndSize(null, block_bytes));
+    errdefer capi.drop(block);
+    const target = (capi.PyBytes_AsString(block) orelse return error.Raised)[0..block_bytes];
+    const count = try read_once(self, target);
+    if (count == block_bytes) {
+        self.ahead = block;
+    } else {
+        self.ahead = if (count == 0) null else try capi.bytes_from(target[0..count]);
+        capi.drop(block);
+    }
+    self.ahead_used = 0;
+}
+
+// ---- Methods, all arguments positional ----------------------------------------------------------
+
+/// The optional size argument: null for none, None or a negative number.
+fn size_argument(arguments: []const *Object) capi.Error!?usize {
+    if (arguments.len > 1) return capi.raise(capi.PyExc_TypeError, "at most one argument");
+    if (arguments.len == 0 or capi.is_none(arguments[0])) return null;
+    const index = try capi.owned(capi.PyNumber_Index(arguments[0]));
+    defer capi.drop(index);
+    const size = capi.PyLong_AsSsize_t(index);
+    if (size == -1 and capi.PyErr_Occurred() != null) return error.Raised;
+    return if (size < 0) null else @intCast(size);
+}
+
+fn read(object: ?*Object, arguments: [*]const *Object, count: capi.ssize) callconv(.c) ?*Object {
+    const size = size_argument(arguments[0..@intCast(count)]) catch return null;
+    return read_bytes(of(object), size) catch null;
+}
+
+fn readline(
+    object: ?*Object,
+    arguments: [*]const *Object,
+    count: capi.ssize,
+) callconv(.c) ?*Object {
+    const size = size_argument(arguments[0..@intCast(count)]) catch return null;
+    return read_line(of(object), size) catch null;
+}
+
+fn readlines(
+    object: ?*Object,
+    arguments: [*]const *Object,
+    count: capi.ssize,
+) callconv(.c) ?*Object {
+    const hint = size_argument(arguments[0..@intCast(count)]) catch return null;
+    return collect_lines(of(object), hint) catch null;
+}
+
+/// Lines until their bytes reach the hint, as io.IOBase.readlines counts them.
+fn collect_lines(self: *InputStream, hint: ?usize) capi.Error!*Object {
+    const list = try capi.owned(capi.PyList_New(0));
+    errdefer capi.drop(list);
+    var total: usize = 0;
+    while (true) {
+        const line = try read_line(self, null);
+        defer capi.drop(line);
+        const size = capi.bytes_of(line).len;
+        if (size == 0) return list;
+        try capi.checked(capi.PyList_Append(list, line));
+        total += size;
+        if (hint) |most| if (most > 0 and total >= most) return list;
+    }
+}
+
+fn iter(object: *Object) callconv(.c) ?*Object {
+    return capi.new(object);
+}
+
+fn iternext(object: *Object) callconv(.c) ?*Object {
+    const line = read_line(of(object), null) catch return null;
+    if (capi.bytes_of(line).len > 0) return line;
+    capi.drop(line);
+    return null;
+}
+
+/// PEP 3333 has no close; frameworks that treat the stream as a file call it all the same.
+fn close(_: ?*Object, _: ?*Object) callconv(.c) ?*Object {
+    return capi.none();
+}
+
+fn readable(_: ?*Object, _: ?*Object) callconv(.c) ?*Object {
+    return capi.boolean(true);
+}
+
+const methods = [_]capi.MethodDef{
+    capi.fast_method("read", read, "read([size]) -> bytes; all that is left without a size"),
+    capi.fast_method("readline", readline, "readline([size]) -> one line with its LF"),
+    capi.fast_method("readlines", readlines, "readlines([hint]) -> list of lines"),
+    capi.plain_method("readable", readable, "True"),
+    capi.plain_method("close", close, "Does nothing: the stream is the server's"),
+    .{},
+};
+
+const slots = [_]capi.Slot{
+    capi.slot(capi.tp_dealloc, @ptrCast(&dealloc)),
+    capi.slot(capi.tp_iter, @ptrCast(&iter)),
+    capi.slot(capi.tp_iternext, @ptrCast(&iternext)),
+    capi.slot(capi.tp_methods, @ptrCast(&methods)),
+    capi.slot(capi.tp_doc, "The body of a request (PEP 3333, wsgi.input)"),
+    capi.slot_end,
+};
+
+const spec: capi.Spec = .{
+    .name = "serve_zig._core.InputStream",
+    .basicsize = @sizeOf(InputStream),
+    .flags = capi.type_no_instances,
+    .slots = &slots,
+};

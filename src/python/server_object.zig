@@ -1,0 +1,184 @@
+//! What the methods of `_core.Server` do: Python values to the core's and back.
+//!
+//! One server for a process; it lives until the process ends, since worker threads that are stuck
+//! in the application may outlast every reference to the Python object. GIL held, but where a
+//! function says that it waits.
+
+const std = @import("std");
+const builtin = @import("builtin");
+const core = @import("core");
+const capi = @import("capi.zig");
+const application_module = @import("application.zig");
+const Object = capi.Object;
+const Options = core.server.Options;
+const Server = core.server.Server;
+
+const gpa = std.heap.c_allocator;
+
+pub fn create(
+    options_dict: *Object,
+    listener_list: *Object,
+    application: *Object,
+    report: *Object,
+) capi.Error!?*anyopaque {
+    const options = try read_options(options_dict);
+    var fds: [core.poller.listeners_max]core.sys.Fd = undefined;
+    var listeners: [core.poller.listeners_max]application_module.Listener = undefined;
+    const count = try read_listeners(listener_list, &fds, &listeners);
+    const bridge = application_module.Bridge.create(
+        gpa,
+        application,
+        report,
+        listeners[0..count],
+        &options,
+    ) catch |err| return raise_start_error(err);
+    const server = Server.create(gpa, options, fds[0..count], bridge.as_application()) catch |err| {
+        return raise_start_error(err);
+    };
+    return server;
+}
+
+fn raise_start_error(err: anyerror) capi.Error {
+    switch (err) {
+        error.Raised => {},
+        error.OutOfMemory => _ = capi.PyErr_NoMemory(),
+        else => return capi.raise(
+            capi.PyExc_OSError,
+            "the system refused what the server needs to start (epoll or kqueue, a thread)",
+        ),
+    }
+    return error.Raised;
+}
+
+/// Every field of `Options` has an entry of its own name.
+fn read_options(dict: *Object) capi.Error!Options {
+    var options: Options = .{};
+    inline for (@typeInfo(Options).@"struct".fields) |field| {
+        const value = capi.PyDict_GetItemString(dict, field.name) orelse
+            return capi.raise(capi.PyExc_ValueError, "option missing: " ++ field.name);
+        @field(options, field.name) = switch (field.type) {
+            []const u8 => try read_text(value),
+            else => try read_integer(field.type, value, field.name),
+        };
+    }
+    return options;
+}
+
+fn read_integer(comptime T: type, value: *Object, comptime name: []const u8) capi.Error!T {
+    const number = capi.PyLong_AsLongLong(value);
+    if (number == -1 and capi.PyErr_Occurred() != null) return error.Raised;
+    return std.math.cast(T, number) orelse
+        capi.raise(capi.PyExc_ValueError, "option out of range: " ++ name);
+}
+
+/// A copy that lives as long as the server.
+fn read_text(value: *Object) capi.Error![]const u8 {
+    var size: capi.ssize = 0;
+    const text = capi.PyUnicode_AsUTF8AndSize(value, &size) orelse return error.Raised;
+    return gpa.dupe(u8, text[0..@intCast(size)]) catch {
+        _ = capi.PyErr_NoMemory();
+        return error.Raised;
+    };
+}
+
+fn read_listeners(
+    list: *Object,
+    fds: []core.sys.Fd,
+    listeners: []application_module.Listener,
+) capi.Error!usize {
+    const count: usize = @intCast(@max(0, capi.PyList_Size(list)));
+    if (capi.PyErr_Occurred() != null) return error.Raised;
+    if (count > fds.len) return capi.raise(capi.PyExc_ValueError, "too many listeners");
+    for (fds[0..count], listeners[0..count], 0..) |*fd, *listener, index| {
+        const entry = capi.PyList_GetItem(list, @intCast(index)) orelse return error.Raised;
+        const number = capi.PyTuple_GetItem(entry, 0) orelse return error.Raised;
+        const name = capi.PyTuple_GetItem(entry, 1) orelse return error.Raised;
+        const port = capi.PyTuple_GetItem(entry, 2) orelse return error.Raised;
+        fd.* = try read_integer(core.sys.Fd, number, "listener");
+        listener.* = .{ .name = name, .port = port };
+    }
+    return count;
+}
+
+fn server_of(handle: ?*anyopaque) capi.Error!*Server {
+    const pointer = handle orelse
+        return capi.raise(capi.PyExc_RuntimeError, "the server was not initialised");
+    return @ptrCast(@alignCast(pointer));
+}
+
+pub fn worker_count(handle: ?*anyopaque) u32 {
+    const server = server_of(handle) catch return 0;
+    return server.worker_count();
+}
+
+pub fn run_worker(handle: ?*anyopaque) capi.Error!*Object {
+    const server = try server_of(handle);
+    server.run_worker();
+    return capi.none();
+}
+
+pub fn drain(handle: ?*anyopaque) capi.Error!*Object {
+    const server = try server_of(handle);
+    server.drain();
+    return capi.none();
+}
+
+pub fn stop(handle: ?*anyopaque) capi.Error!*Object {
+    const server = try server_of(handle);
+    server.stop();
+    return capi.none();
+}
+
+/// For `signal.set_wakeup_fd`: a signal that comes just before `wait` is then not slept over.
+pub fn wakeup_fd(handle: ?*anyopaque) i32 {
+    const server = server_of(handle) catch return -1;
+    return server.outcome_pipe[1];
+}
+
+/// Waits without the GIL, until the server stops, a signal comes or the time is over (negative:
+/// without end). Handlers of signals that came run before it returns.
+pub fn wait(handle: ?*anyopaque, timeout: *Object) capi.Error!*Object {
+    const server = try server_of(handle);
+    const number = try read_integer(i64, timeout, "timeout_ms");
+    const timeout_ms: ?u64 = if (number >= 0) @intCast(number) else null;
+    const fd = server.outcome_pipe[0];
+    const state = capi.PyEval_SaveThread();
+    if (core.sys.wait_readable_or_signal(fd, timeout_ms)) {
+        var drained: [64]u8 = undefined;
+        _ = core.sys.recv(fd, &drained) catch {};
+    }
+    capi.PyEval_RestoreThread(state);
+    if (capi.PyErr_CheckSignals() < 0) return error.Raised;
+    return capi.boolean(server.outcome.load(.acquire) != .serving);
+}
+
+pub fn status(handle: ?*anyopaque) capi.Error!*Object {
+    const server = try server_of(handle);
+    const counts = server.counts();
+    const dict = try capi.owned(capi.PyDict_New());
+    errdefer capi.drop(dict);
+    inline for (@typeInfo(core.server.Counts).@"struct".fields) |field| {
+        const value = try capi.owned(capi.PyLong_FromLongLong(@intCast(@field(counts, field.name))));
+        defer capi.drop(value);
+        try capi.checked(capi.PyDict_SetItemString(dict, field.name, value));
+    }
+    return dict;
+}
+
+pub fn build_info() capi.Error!*Object {
+    const dict = try capi.owned(capi.PyDict_New());
+    errdefer capi.drop(dict);
+    const target = @tagName(builtin.cpu.arch) ++ "-" ++ @tagName(builtin.os.tag) ++ "-" ++
+        @tagName(builtin.abi);
+    inline for (.{
+        .{ "version", core.version },
+        .{ "zig", builtin.zig_version_string },
+        .{ "optimize", @tagName(builtin.mode) },
+        .{ "target", target },
+    }) |entry| {
+        const value = try capi.latin1(entry[1]);
+        defer capi.drop(value);
+        try capi.checked(capi.PyDict_SetItemString(dict, entry[0], value));
+    }
+    return dict;
+}

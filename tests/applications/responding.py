@@ -1,0 +1,319 @@
+"""Applications for the corners of start_response, the file wrapper and long responses."""
+
+import io
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol
+from wsgiref.types import StartResponse, WSGIEnvironment
+
+import events
+
+PLAIN = [("Content-Type", "text/plain")]
+
+# One object for all: a test may have many clients that do not read it.
+LARGE = bytes(range(256)) * (24 << 12)
+
+
+class Application(Protocol):
+    """A WSGI application, as a route's value."""
+
+    def __call__(
+        self, environ: WSGIEnvironment, start_response: StartResponse, /
+    ) -> Iterable[bytes]: ...
+
+
+def hello(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """Answer at once."""
+    start_response("200 OK", [*PLAIN, ("Content-Length", "5")])
+    return [b"hello"]
+
+
+# start_response
+
+
+def twice(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """Call start_response again without exc_info, which must raise."""
+    start_response("200 First", [*PLAIN, ("X-Call", "first")])
+    try:
+        start_response("201 Second", [*PLAIN, ("X-Call", "second")])
+    except Exception as error:
+        return [b"raised ", type(error).__name__.encode()]
+    return [b"did not raise"]
+
+
+def exc_info_replaces(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """Replace status and fields while nothing is sent."""
+    start_response("200 Old", [*PLAIN, ("X-Old", "1"), ("Content-Length", "100")])
+    try:
+        raise ValueError("replaced")
+    except ValueError:
+        start_response("409 New", [*PLAIN, ("X-New", "1")], sys.exc_info())
+    return [b"new ", b"body"]
+
+
+def exc_info_first(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """Give exc_info in the only call."""
+    try:
+        raise ValueError("from the start")
+    except ValueError:
+        start_response("503 Sorry", PLAIN, sys.exc_info())
+    return [b"sorry"]
+
+
+def exc_info_none(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """Give None for exc_info, which is as good as nothing."""
+    start_response("200 OK", PLAIN, None)
+    return [b"none"]
+
+
+def exc_info_too_late(environ: WSGIEnvironment, start_response: StartResponse) -> Iterator[bytes]:
+    """Change the mind after the first bytes: the server raises what it is given."""
+    start_response("200 OK", PLAIN)
+    yield b"first"
+    events.wait_gate("too-late")
+    try:
+        raise LookupError("after the head")
+    except LookupError:
+        try:
+            start_response("500 Late", PLAIN, sys.exc_info())
+        except BaseException as error:
+            events.record("reraised", kind=type(error).__name__, message=str(error))
+            raise
+        events.record("not reraised")
+    yield b"never"
+
+
+def never(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """Return a body without a head."""
+    return [b"no head"]
+
+
+def never_and_empty(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """Return nothing at all."""
+    return []
+
+
+def started_in_iter(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """Call start_response where the iteration begins."""
+
+    class Late:
+        def __iter__(self) -> Iterator[bytes]:
+            start_response("200 OK", [*PLAIN, ("X-Late", "iter")])
+            return iter([b"late"])
+
+    return Late()
+
+
+def write_text(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """Give write() a str."""
+    write: Callable[[Any], object] = start_response("200 OK", PLAIN)
+    write("text")
+    return []
+
+
+def write_late(environ: WSGIEnvironment, start_response: StartResponse) -> Iterator[bytes]:
+    """Use write() while the server is already iterating: what is written comes first."""
+    write = start_response("200 OK", PLAIN)
+    write(b"one ")
+    yield b"two "
+    write(b"three ")
+    yield b"four"
+
+
+# wsgi.file_wrapper
+
+
+def temporary_file(content: bytes) -> Any:
+    """Return an open file with a descriptor, at its start."""
+    file = tempfile.TemporaryFile()
+    file.write(content)
+    file.seek(0)
+    return file
+
+
+class Recorded:
+    """Something to read with a close method and no descriptor."""
+
+    def __init__(self, file: Any, name: str) -> None:
+        self._file = file
+        self._name = name
+
+    def read(self, size: int = -1) -> bytes:
+        """Read from the wrapped file."""
+        return self._file.read(size)  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        """Record the call."""
+        events.record("closed", tag=self._name)
+        self._file.close()
+
+
+class RecordedFile(Recorded):
+    """The same with a descriptor."""
+
+    def fileno(self) -> int:
+        """Return the wrapped file's descriptor."""
+        return self._file.fileno()  # type: ignore[no-any-return]
+
+    def tell(self) -> int:
+        """Return the wrapped file's position."""
+        return self._file.tell()  # type: ignore[no-any-return]
+
+
+def file(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """Return a file of the kind that the query names."""
+    kind, _, length = environ["QUERY_STRING"].partition("&")
+    headers = [*PLAIN]
+    if length:
+        headers.append(("Content-Length", length))
+    start_response("200 OK", headers)
+    wrapper = environ["wsgi.file_wrapper"]
+    if kind == "real":
+        return wrapper(RecordedFile(temporary_file(LARGE), "real"))  # type: ignore[no-any-return]
+    if kind == "plain":
+        return wrapper(temporary_file(LARGE), 8192)  # type: ignore[no-any-return]
+    if kind == "offset":
+        opened = temporary_file(LARGE)
+        opened.seek(1000)
+        return wrapper(opened)  # type: ignore[no-any-return]
+    if kind == "memory":
+        return wrapper(Recorded(io.BytesIO(LARGE), "memory"), 100_000)  # type: ignore[no-any-return]
+    if kind == "empty":
+        return wrapper(RecordedFile(temporary_file(b""), "empty"))  # type: ignore[no-any-return]
+    if kind == "pipe":
+        reading, writing = os.pipe()
+        os.write(writing, b"through a pipe")
+        os.close(writing)
+        return wrapper(os.fdopen(reading, "rb"))  # type: ignore[no-any-return]
+    if kind == "wrapped":
+        # A middleware that looks at each piece must still be able to iterate.
+        return (piece.upper() for piece in wrapper(io.BytesIO(b"abcdef"), 4))
+    raise KeyError(kind)
+
+
+# Long ones
+
+
+def large_list(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """Answer 24 MB in one piece."""
+    events.record("large", kind="list")
+    start_response("200 OK", [*PLAIN, ("Content-Length", str(len(LARGE)))])
+    return [LARGE]
+
+
+class Fresh:
+    """Pieces of 64 KiB that are each their own object, so many of them."""
+
+    def __init__(self, count: int, tag: str) -> None:
+        self.left = count
+        self.tag = tag
+
+    def __iter__(self) -> "Fresh":
+        return self
+
+    def __next__(self) -> bytes:
+        if self.left == 0:
+            raise StopIteration
+        self.left -= 1
+        return bytes([self.left % 256]) * 65536
+
+    def close(self) -> None:
+        """Record the call, and how many pieces were not asked for."""
+        events.record("closed", tag=self.tag, left=self.left)
+
+
+def large_iterator(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """Answer as many pieces of 64 KiB as the query says."""
+    count = int(environ["QUERY_STRING"] or 400)
+    events.record("large", kind="iterator")
+    start_response("200 OK", PLAIN)
+    return Fresh(count, "large_iterator")
+
+
+def drip(environ: WSGIEnvironment, start_response: StartResponse) -> Iterator[bytes]:
+    """Yield a short piece again and again until nobody wants more."""
+    start_response("200 OK", PLAIN)
+    events.record("dripping")
+    try:
+        for _ in range(1000):
+            yield b"drip\n"
+            time.sleep(0.02)
+        events.record("dripped out")
+    finally:
+        events.record("closed", tag="drip")
+
+
+def gated(environ: WSGIEnvironment, start_response: StartResponse) -> Iterator[bytes]:
+    """Yield two pieces; the second once the test has opened the gate in the query."""
+    start_response("200 OK", PLAIN)
+    yield b"first"
+    events.wait_gate(environ["QUERY_STRING"])
+    yield b"second"
+
+
+# What the server offers besides
+
+
+def errors(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """Write to wsgi.errors."""
+    stream = environ["wsgi.errors"]
+    stream.write("written with caf\u00e9\n")
+    stream.writelines(["lines one\n", "lines two\n"])
+    stream.flush()
+    print("printed for good measure", file=stream)
+    start_response("200 OK", PLAIN)
+    return [b"ok"]
+
+
+def hints(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """Send early hints, twice."""
+    environ["wsgi.early_hints"]([("Link", "</style.css>; rel=preload; as=style")])
+    environ["wsgi.early_hints"]([("Link", "</a.js>; rel=preload"), ("X-Hint", "two")])
+    start_response("200 OK", [*PLAIN, ("Content-Length", "2")])
+    return [b"ok"]
+
+
+def disconnected(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """Ask whether the client is there until it has gone."""
+    gone = environ["serve_zig.client_disconnected"]
+    events.record("asked", gone=bool(gone()))
+    deadline = time.monotonic() + 5
+    while not gone() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    events.record("noticed", gone=bool(gone()))
+    start_response("200 OK", PLAIN)
+    return [b"nobody reads this"]
+
+
+ROUTES: dict[str, Application] = {
+    f"/{application.__name__}": application
+    for application in (
+        hello,
+        twice,
+        exc_info_replaces,
+        exc_info_first,
+        exc_info_none,
+        exc_info_too_late,
+        never,
+        never_and_empty,
+        started_in_iter,
+        write_text,
+        write_late,
+        file,
+        large_list,
+        large_iterator,
+        drip,
+        gated,
+        errors,
+        hints,
+        disconnected,
+    )
+}
+
+
+def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """Hand over to the application that the path names."""
+    return ROUTES[environ["PATH_INFO"]](environ, start_response)

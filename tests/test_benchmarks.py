@@ -1,0 +1,66 @@
+"""The benchmark runs and writes its report; what it measures is no test's business."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+RUN = ROOT / "benchmarks" / "run.py"
+
+
+def run(*arguments: str, path: str | None = None) -> subprocess.CompletedProcess[str]:
+    environment = dict(os.environ)
+    if path is not None:
+        environment["PATH"] = path
+    return subprocess.run(
+        [sys.executable, str(RUN), *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_without_wrk_it_says_so(tmp_path: Path) -> None:
+    finished = run("--out", str(tmp_path / "report"), path=str(tmp_path))
+    assert finished.returncode == 2
+    assert finished.stdout == "run.py: wrk is not installed (Debian: apt install wrk)\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_name_is_an_error(tmp_path: Path) -> None:
+    if shutil.which("wrk") is None or shutil.which("taskset") is None:
+        pytest.skip("the tools are looked for first")
+    finished = run("--workloads", "hallo", "--out", str(tmp_path / "report"))
+    assert finished.returncode == 1
+    assert "no workload is called 'hallo'" in finished.stderr
+
+
+def test_one_short_round_of_what_is_installed(tmp_path: Path) -> None:
+    if shutil.which("wrk") is None or shutil.which("taskset") is None:
+        pytest.skip("wrk and taskset are not installed")
+    out = tmp_path / "report"
+    # The floor is left out: to compile it takes longer than all the rest.
+    servers = "serve-zig,bjoern,fastpysgi,granian,gunicorn-gthread,waitress,cheroot"
+    finished = run(
+        *("--rounds", "1", "--seconds", "1", "--workloads", "hello,mixed_sleep,memory"),
+        *("--servers", servers, "--out", str(out)),
+    )
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+
+    report = out.with_suffix(".md").read_text()
+    assert "## The bars" in report
+    assert re.search(r"^\| serve-zig \| [\d,]+ \|", report, re.MULTILINE), finished.stdout
+    assert out.with_suffix(".svg").read_text().startswith("<svg ")
+    samples = json.loads(out.with_suffix(".json").read_text())["samples"]
+    measured = {sample["workload"] for sample in samples if sample["server"] == "serve-zig"}
+    assert measured == {"hello", "mixed_sleep", "memory"}

@@ -1,0 +1,695 @@
+"""Each limit at one below, at and one above it; each timeout early and late; slow clients."""
+
+import hashlib
+import random
+import select
+import socket
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from serving import Server, Servers, wait_until
+from wire import Connection, all_closed, chunked, get, post, post_chunked
+
+# Long enough not to be met by chance on a busy machine, short enough to wait for.
+SHORT = 0.4
+# What a time-out may take beyond its own time before a test calls it missed.
+GRACE = 4.0
+# Below this no time-out may have happened.
+EARLY = SHORT * 0.75
+
+
+def seconds_since(began: float) -> float:
+    """Return the seconds since a reading of time.monotonic()."""
+    return time.monotonic() - began
+
+
+def expect_refused(server: Server, request: bytes, status: int) -> None:
+    """The request is answered with this status, its connection ends, the application is spared."""
+    called = len(server.events("called"))
+    with server.connect() as connection:
+        connection.offer(request)
+        response = connection.response()
+        assert response.status == status, response.body
+        assert response.closes
+        assert response.framing == "content-length"
+        connection.finish()
+        connection.expect_close()
+    assert len(server.events("called")) == called
+
+
+def expect_served(server: Server, request: bytes) -> None:
+    """The request is answered with 200, and a second one on the same connection too."""
+    with server.connect() as connection:
+        for _ in range(2):
+            connection.send(request)
+            assert connection.response().status == 200
+
+
+# Limits
+
+LIMITS = {"request_line": 200, "head": 1000, "fields": 10, "body": 5000}
+
+
+@pytest.fixture(scope="module")
+def limited(serve_module: Servers) -> Server:
+    """A server with small limits."""
+    return serve_module("echo:app", {"limits": LIMITS})
+
+
+def request_line_of(size: int) -> bytes:
+    """Return a request whose request line has so many bytes, without its CRLF."""
+    return get("/" + "a" * (size - len("GET / HTTP/1.1")))
+
+
+def head_of(size: int) -> bytes:
+    """Return a request whose head has so many bytes, from the first to the last CRLF."""
+    return get("/", "X-Padding: " + "p" * (size - len(get("/", "X-Padding: "))))
+
+
+def fields_of(count: int) -> bytes:
+    """Return a request with so many field lines."""
+    return get("/", *(f"X-Field-{number}: v" for number in range(count - 1)))
+
+
+def length_of(size: int) -> bytes:
+    """Return a request whose body has so many bytes, told beforehand."""
+    return post("/", b"b" * size)
+
+
+def chunked_of(size: int) -> bytes:
+    """Return a request whose body has so many bytes, in chunks."""
+    body = b"b" * size
+    return post_chunked("/", *(body[start : start + 100] for start in range(0, size, 100)))
+
+
+Make = Callable[[int], bytes]
+CASES: list[tuple[Make, int, int]] = [
+    (request_line_of, LIMITS["request_line"], 414),
+    (head_of, LIMITS["head"], 431),
+    (fields_of, LIMITS["fields"], 431),
+    (length_of, LIMITS["body"], 413),
+]
+IDS = ["request_line", "head", "fields", "body"]
+
+
+@pytest.mark.parametrize(("make", "limit", "status"), CASES, ids=IDS)
+def test_limit(limited: Server, make: Make, limit: int, status: int) -> None:
+    """A limit is met at limit - 1 and limit, and broken at limit + 1."""
+    expect_served(limited, make(limit - 1))
+    expect_served(limited, make(limit))
+    expect_refused(limited, make(limit + 1), status)
+
+
+@pytest.mark.parametrize(("make", "limit", "status"), CASES, ids=IDS)
+def test_limit_bytewise(limited: Server, make: Make, limit: int, status: int) -> None:
+    """The same when the bytes trickle in."""
+    for size, expected in ((limit, 200), (limit + 1, status)):
+        with limited.connect() as connection:
+            data = make(size)
+            for start in range(0, len(data), 7):
+                connection.offer(data[start : start + 7])
+            assert connection.response().status == expected
+
+
+@pytest.mark.parametrize(("make", "limit", "status"), CASES, ids=IDS)
+def test_far_over_the_limit(limited: Server, make: Make, limit: int, status: int) -> None:
+    """A hundred times the limit gets the same answer."""
+    expect_refused(limited, make(limit * 100), status)
+
+
+def test_limit_of_a_chunked_body(limited: Server) -> None:
+    """The same limit holds for a body whose length nobody told."""
+    limit = LIMITS["body"]
+    expect_served(limited, chunked_of(limit - 1))
+    expect_served(limited, chunked_of(limit))
+    expect_refused(limited, chunked_of(limit + 1), 413)
+    expect_refused(limited, post_chunked("/", b"b" * (limit + 1)), 413)
+    expect_refused(limited, chunked_of(limit * 100), 413)
+
+
+def test_body_is_refused_before_it_is_sent(limited: Server) -> None:
+    """Where Content-Length tells, the answer comes without a byte of the body."""
+    with limited.connect() as connection:
+        connection.send(get("/", f"Content-Length: {LIMITS['body'] + 1}", method="POST"))
+        assert connection.response().status == 413
+
+
+def test_chunk_is_refused_before_it_is_sent(limited: Server) -> None:
+    """The same where the size of the next chunk tells."""
+    with limited.connect() as connection:
+        head = get("/", "Transfer-Encoding: chunked", method="POST")
+        connection.send(head + b"%x\r\n" % (LIMITS["body"] + 1))
+        assert connection.response().status == 413
+
+
+def test_tiny_chunks_are_not_a_way_round(limited: Server) -> None:
+    """A body of single bytes, each with its own size line, is read like any other."""
+    request = post_chunked("/", *(b"b" for _ in range(3000)))
+    expect_served(limited, request)
+
+
+def test_limits_are_per_request(limited: Server) -> None:
+    """Twenty requests at their limits on one connection do not add up."""
+    with limited.connect() as connection:
+        for make, limit, _ in CASES * 5:
+            connection.send(make(limit))
+            assert connection.response().status == 200
+
+
+@pytest.mark.parametrize(("size", "status"), [(9_000, 200), (70_000, 431), (600_000, 431)], ids=str)
+def test_default_head_limit(serve_defaults: Server, size: int, status: int) -> None:
+    """Row: header 9 KB / 70 KB / 600 KB."""
+    request = head_of(size)
+    if status == 200:
+        expect_served(serve_defaults, request)
+    else:
+        expect_refused(serve_defaults, request, status)
+
+
+@pytest.mark.parametrize(
+    ("size", "status"), [(5_000, 200), (20_000, 414), (70_000, 414), (600_000, 414)], ids=str
+)
+def test_default_request_line_limit(serve_defaults: Server, size: int, status: int) -> None:
+    """Row: URL 5 K / 20 K / 70 K / 600 K."""
+    request = request_line_of(size)
+    if status == 200:
+        expect_served(serve_defaults, request)
+    else:
+        expect_refused(serve_defaults, request, status)
+
+
+@pytest.mark.parametrize(
+    ("count", "status"), [(100, 200), (101, 431), (201, 431), (1001, 431), (5000, 431)], ids=str
+)
+def test_default_fields_limit(serve_defaults: Server, count: int, status: int) -> None:
+    """Row: 101 / 201 / 1001 / 5000 headers."""
+    request = fields_of(count)
+    if status == 200:
+        expect_served(serve_defaults, request)
+    else:
+        expect_refused(serve_defaults, request, status)
+
+
+@pytest.fixture(scope="module")
+def serve_defaults(serve_module: Servers) -> Server:
+    """A server with the limits that it has when nobody sets any."""
+    return serve_module("echo:app")
+
+
+def test_default_body_limit(serve: Servers) -> None:
+    """Row: 20 MB body, default config."""
+    server = serve("reading:app")
+    body = random.Random(1).randbytes(20_000_000)
+    digest = hashlib.sha256(body).hexdigest()
+    assert server.exchange(post("/digest", body), timeout=30).json() == digest
+    pieces = [body[start : start + 99_991] for start in range(0, len(body), 99_991)]
+    request = post_chunked("/digest_pieces", *pieces)
+    assert server.exchange(request, timeout=30).json() == digest
+
+
+@pytest.mark.parametrize("coding", ["length", "chunked"])
+@pytest.mark.parametrize("size", [9_999, 10_000, 10_001, 300_000])
+def test_body_memory(serve_spooling: Server, coding: str, size: int) -> None:
+    """limits.body_memory: a body comes out the same, from memory or from the temporary file."""
+    body = random.Random(size).randbytes(size)
+    digest = hashlib.sha256(body).hexdigest()
+    for way in ("digest", "digest_pieces", "digest_lines"):
+        request = post(f"/{way}", body)
+        if coding == "chunked":
+            request = post_chunked(f"/{way}", body[: size // 3], body[size // 3 :])
+        with serve_spooling.connect() as connection:
+            for _ in range(2):
+                connection.send(request)
+                assert connection.response().json() == digest
+            connection.send(post("/read", b"small"))
+            assert connection.response().json() == "small"
+
+
+@pytest.fixture(scope="module")
+def serve_spooling(serve_module: Servers, tmp_path_factory: pytest.TempPathFactory) -> Server:
+    """A server that holds little of a body in memory."""
+    folder = tmp_path_factory.mktemp("spool")
+    return serve_module(
+        "reading:app",
+        {"limits": {"body_memory": 10_000}},
+        environment={"TMPDIR": str(folder), "SPOOL": str(folder)},
+    )
+
+
+def test_body_file_has_no_name(serve: Servers, tmp_path: Path) -> None:
+    """The temporary file of an upload is unlinked while it is in use, and gone afterwards."""
+    server = serve(
+        "reading:before_reading",
+        {"limits": {"body_memory": 1000}},
+        environment={"TMPDIR": str(tmp_path)},
+    )
+    with server.connect() as connection:
+        connection.send(post("/digest", b"x" * 100_000))
+        server.wait_event("started")
+        assert list(tmp_path.iterdir()) == []
+        server.open_gate("read")
+        assert connection.response().status == 200
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_body_files_are_closed(serve: Servers) -> None:
+    """Descriptors and memory are given back, also when clients leave in the middle."""
+    server = serve("reading:app", {"limits": {"body_memory": 1000}})
+
+    def descriptors() -> int:
+        return len(list(Path(f"/proc/{server.process.pid}/fd").iterdir()))
+
+    server.exchange(post("/digest", b"x" * 50_000))
+    before = descriptors()
+    for _ in range(20):
+        server.exchange(post("/digest", b"x" * 50_000))
+        with server.connect() as connection:
+            connection.send(post("/digest", b"x" * 50_000)[:-10])
+    wait_until(lambda: descriptors() <= before, 5, lambda: f"{descriptors()} > {before}")
+
+
+def test_requests_per_connection(serve: Servers) -> None:
+    """limits.requests_per_connection: the last response says close, and the connection ends."""
+    server = serve("echo:app", {"limits": {"requests_per_connection": 3}})
+    with server.connect() as connection:
+        for last in (False, False, True):
+            connection.send(get("/"))
+            response = connection.response()
+            assert response.status == 200
+            assert response.closes is last
+        connection.expect_close()
+    with server.connect() as connection:
+        connection.send(get("/1") + get("/2") + get("/3") + get("/4"))
+        assert [connection.response().closes for _ in range(3)] == [False, False, True]
+        connection.expect_cut()
+    assert not server.events("called", target="/4")
+
+
+def test_connections_evicts_the_longest_idle(serve: Servers) -> None:
+    """limits.connections: past it the connection that has been idle longest makes room."""
+    server = serve("echo:app", {"limits": {"connections": 4}})
+    with all_closed([]) as connections:
+        for number in range(6):
+            connections.append(server.connect())
+            connections[-1].send(get(f"/{number}"))
+            assert connections[-1].response().json()["path"] == f"/{number}"
+        connections[0].expect_close()
+        connections[1].expect_close()
+        for connection in connections[2:]:
+            connection.send(get("/again"))
+            assert connection.response().status == 200
+
+
+def test_connections_waits_when_none_is_idle(serve: Servers) -> None:
+    """With every connection at work, accepting pauses, and goes on when one ends."""
+    server = serve("working:app", {"limits": {"connections": 2}, "concurrency": {"threads": 3}})
+    with all_closed([server.connect() for _ in range(2)]) as connections:
+        for connection in connections:
+            connection.send(get("/gate?busy", "Connection: close"))
+        server.wait_event("begun", path="/gate", count=2)
+        third = server.connect()
+        connections.append(third)
+        third.send(get("/third"))
+        third.expect_silence(0.3)
+        server.open_gate("busy")
+        assert third.response().body == b"done /third"
+        for connection in connections[:2]:
+            assert connection.response().status == 200
+
+
+def test_queue_sheds(serve: Servers) -> None:
+    """concurrency.queue: past it a request is answered 503 with Retry-After, not held."""
+    server = serve("working:app", {"concurrency": {"threads": 1, "queue": 2}})
+    with all_closed([server.connect() for _ in range(6)]) as connections:
+        connections[0].send(get("/gate?queue"))
+        server.wait_event("begun", path="/gate")
+        for connection in connections[1:]:
+            connection.send(get("/queued"))
+        # The three that found no place are answered while the application still blocks.
+        sockets = [connection.socket for connection in connections]
+
+        def answered() -> list[socket.socket] | None:
+            readable = select.select(sockets, [], [], 0)[0]
+            return readable if len(readable) >= 3 else None
+
+        wait_until(answered, 5, lambda: f"only {answered()} were shed")
+        server.open_gate("queue")
+        responses = [connection.response() for connection in connections]
+        statuses = [response.status for response in responses]
+        assert statuses.count(200) == 3, statuses
+        assert statuses.count(503) == 3, statuses
+        for response in responses:
+            if response.status == 503:
+                assert int(str(response.value("Retry-After"))) >= 0
+                assert response.value("Content-Length") is not None
+
+
+def test_queue_timeout(serve: Servers) -> None:
+    """concurrency.queue_timeout: a request that waits too long is answered 503."""
+    settings = {"concurrency": {"threads": 1, "queue_timeout": SHORT}}
+    server = serve("working:app", settings)
+    with server.connect() as running, server.connect() as waiting:
+        running.send(get("/gate?timeout"))
+        server.wait_event("begun", path="/gate")
+        began = time.monotonic()
+        waiting.send(get("/waiting"))
+        response = waiting.response()
+        assert response.status == 503
+        assert EARLY < seconds_since(began) < SHORT + GRACE
+        server.open_gate("timeout")
+        assert running.response().status == 200
+    assert not server.events("begun", path="/waiting")
+
+
+# Timeouts
+
+
+@pytest.fixture(scope="module")
+def impatient(serve_module: Servers) -> Server:
+    """A server with short timeouts, each of its own."""
+    return serve_module(
+        "reading:app",
+        {"timeouts": {"head": SHORT, "body": SHORT, "keep_alive": SHORT, "write": 5.0}},
+    )
+
+
+def expect_408(connection: Connection, began: float) -> None:
+    """The connection is answered 408 in time, not before it, and ends."""
+    response = connection.response()
+    assert response.status == 408
+    assert EARLY < seconds_since(began) < SHORT + GRACE
+    assert response.closes
+    assert response.framing == "content-length"
+    connection.finish()
+    connection.expect_close()
+
+
+@pytest.mark.parametrize("size", [1, 20, -1])
+def test_head_timeout(impatient: Server, size: int) -> None:
+    """timeouts.head: an unfinished head is answered 408."""
+    with impatient.connect() as connection:
+        began = time.monotonic()
+        connection.send(get("/")[:size])
+        expect_408(connection, began)
+
+
+def test_head_timeout_counts_from_the_first_byte(impatient: Server) -> None:
+    """A head that trickles makes no progress that counts: the whole of it has the time."""
+    with impatient.connect() as connection:
+        began = time.monotonic()
+        head = get("/", "X-Padding: " + "p" * 500)
+        for number in range(len(head)):
+            connection.offer(head[number : number + 1])
+            time.sleep(0.02)
+            if seconds_since(began) > SHORT + 0.5:
+                break
+        expect_408(connection, began)
+
+
+def test_head_timeout_of_a_later_request(impatient: Server) -> None:
+    """The second head on a connection has its own time."""
+    with impatient.connect() as connection:
+        for _ in range(3):
+            time.sleep(SHORT / 4)
+            connection.send(post("/read", b""))
+            assert connection.response().status == 200
+        began = time.monotonic()
+        connection.send(get("/")[:-2])
+        expect_408(connection, began)
+
+
+def test_head_in_time(impatient: Server) -> None:
+    """A head that takes half the time is served."""
+    with impatient.connect() as connection:
+        request = post("/read", b"ok")
+        connection.send(request[:10])
+        time.sleep(SHORT / 2)
+        connection.send(request[10:])
+        assert connection.response().json() == "ok"
+
+
+@pytest.mark.parametrize("coding", ["length", "chunked", "chunk size", "trailers"])
+def test_body_timeout(impatient: Server, coding: str) -> None:
+    """timeouts.body: a body that stops is answered 408, and the application is not called."""
+    called = len(impatient.events("called"))
+    requests = {
+        "length": post("/read", b"x" * 1000)[:-1],
+        "chunked": post_chunked("/read", b"x" * 1000)[:-500],
+        "chunk size": post_chunked("/read", b"x" * 1000)[:-5] + b"5",
+        "trailers": post_chunked("/read", b"x" * 1000, trailer=b"X-Field: 1\r\n")[:-4],
+    }
+    with impatient.connect() as connection:
+        connection.send(requests[coding])
+        expect_408(connection, time.monotonic())
+    assert len(impatient.events("called")) == called
+
+
+def test_body_in_time(impatient: Server) -> None:
+    """Progress counts: a body may take longer altogether as long as it goes on."""
+    with impatient.connect() as connection:
+        connection.send(get("/read", "Content-Length: 12", method="POST"))
+        for _ in range(12):
+            time.sleep(SHORT / 4)
+            connection.send(b"x")
+        assert connection.response().json() == "x" * 12
+
+
+def test_keep_alive_timeout(impatient: Server) -> None:
+    """timeouts.keep_alive: an idle connection ends without a word."""
+    with impatient.connect() as connection:
+        connection.send(post("/read", b""))
+        assert connection.response().status == 200
+        began = time.monotonic()
+        connection.expect_close()
+        assert EARLY < seconds_since(began) < SHORT + GRACE
+
+
+def test_keep_alive_in_time(impatient: Server) -> None:
+    """Each response starts the time anew."""
+    with impatient.connect() as connection:
+        for _ in range(5):
+            connection.send(post("/read", b""))
+            assert connection.response().status == 200
+            time.sleep(SHORT / 2)
+
+
+def test_keep_alive_is_not_the_time_of_the_application(serve: Servers) -> None:
+    """No timeout of the client's runs while its request is being worked on."""
+    times = {"head": SHORT, "body": SHORT, "keep_alive": SHORT, "write": SHORT}
+    server = serve("working:app", {"timeouts": times})
+    assert server.exchange(get(f"/sleep?{SHORT * 3}")).body == b"done /sleep"
+
+
+def test_silent_connection_ends(impatient: Server) -> None:
+    """One that never says anything is let go of too."""
+    with impatient.connect() as connection:
+        began = time.monotonic()
+        answer = connection.read_to_end()
+        assert answer == b"" or answer.startswith(b"HTTP/1.1 408 ")
+        assert EARLY < seconds_since(began) < SHORT + GRACE
+
+
+@pytest.mark.parametrize("kind", ["list", "iterator"])
+def test_write_timeout(serve: Servers, kind: str) -> None:
+    """timeouts.write: a client that takes nothing loses its connection; the iterable is closed."""
+    server = serve("responding:app", {"timeouts": {"write": SHORT}})
+    with server.connect(receive_buffer=4096) as connection:
+        connection.send(get(f"/large_{kind}"))
+        server.wait_event("large")
+        if kind == "iterator":
+            server.wait_event("closed", tag="large_iterator", within=SHORT + GRACE)
+        else:
+            time.sleep(SHORT * 3)
+        data = connection.read_to_end(reset_counts=True)
+        assert len(data) < 20_000_000
+    assert server.exchange(get("/hello")).body == b"hello"
+    server.errors_expected = True
+
+
+@pytest.mark.parametrize("kind", ["list", "iterator"])
+def test_write_in_time(serve: Servers, kind: str) -> None:
+    """A slow reader that goes on reading gets all of it."""
+    server = serve("responding:app", {"timeouts": {"write": SHORT * 2}})
+    with server.connect(receive_buffer=65536) as connection:
+        connection.send(get(f"/large_{kind}"))
+        for _ in range(12):
+            time.sleep(SHORT / 4)
+            connection.take(300_000)
+        connection.send(get("/hello", "Connection: close"))
+        left = connection.read_to_end()
+        assert left.endswith(b"hello")
+        assert len(left) > 20_000_000
+
+
+# Many slow clients, one thread: a client holds descriptors, never a thread
+
+
+def expect_working(server: Server) -> None:
+    """The server answers a good client promptly."""
+    for number in range(5):
+        began = time.monotonic()
+        assert server.exchange(get("/hello"), timeout=2).body == b"hello", number
+        assert seconds_since(began) < 1.5
+
+
+@pytest.fixture
+def one_thread(serve: Servers) -> Server:
+    """A server with one thread for the application."""
+    return serve("responding:app", {"concurrency": {"threads": 1}})
+
+
+@pytest.mark.parametrize("count", [50, 300])
+def test_silent_clients(one_thread: Server, count: int) -> None:
+    """Rows: still serves with 50 silent TCP connections; ...300 silent connections."""
+    with all_closed([one_thread.connect() for _ in range(count)]):
+        expect_working(one_thread)
+
+
+def test_half_sent_heads(one_thread: Server) -> None:
+    """Row: ...20 half-sent headers."""
+    with all_closed([one_thread.connect() for _ in range(50)]) as connections:
+        for number, connection in enumerate(connections):
+            connection.send(get("/hello", "X-Field: value")[: 1 + number])
+        expect_working(one_thread)
+
+
+@pytest.mark.parametrize("size", [1000, 3_000_000])
+def test_half_sent_bodies(one_thread: Server, size: int) -> None:
+    """Row: ...20 half-sent bodies; in memory and in temporary files."""
+    with all_closed([one_thread.connect() for _ in range(50)]) as connections:
+        for number, connection in enumerate(connections):
+            if number % 2 and size == 1000:
+                connection.send(post_chunked("/hello", b"x" * size)[:-100])
+            else:
+                sent = min(size // 2, 1_100_000 if number < 4 else 5000)
+                connection.send(get("/hello", f"Content-Length: {size}", method="POST"))
+                connection.send(b"x" * sent)
+        expect_working(one_thread)
+
+
+def test_clients_not_reading_an_iterator(one_thread: Server) -> None:
+    """Row: ...12 clients not reading a 60 MB generator."""
+    with all_closed([one_thread.connect(receive_buffer=4096) for _ in range(12)]) as connections:
+        for number, connection in enumerate(connections, start=1):
+            connection.send(get("/large_iterator?960"))
+            one_thread.wait_event("large", count=number)
+        expect_working(one_thread)
+        # And each of them still gets its own, whole.
+        assert len(connections[0].response().body) == 960 * 65536
+
+
+def test_clients_not_reading_a_list(one_thread: Server) -> None:
+    """Row: ...6 clients not reading a 60 MB list."""
+    with all_closed([one_thread.connect(receive_buffer=4096) for _ in range(6)]) as connections:
+        for number, connection in enumerate(connections, start=1):
+            connection.send(get("/large_list"))
+            one_thread.wait_event("large", count=number)
+        expect_working(one_thread)
+        assert hashlib.sha256(connections[0].response().body).digest() == LARGE_DIGEST
+
+
+LARGE_DIGEST = hashlib.sha256(bytes(range(256)) * (24 << 12)).digest()
+
+
+def test_idle_clients(one_thread: Server) -> None:
+    """Row: ...50 idle keep-alive connections."""
+    with all_closed([one_thread.connect() for _ in range(50)]) as connections:
+        for connection in connections:
+            connection.send(get("/hello"))
+            assert connection.response().body == b"hello"
+        expect_working(one_thread)
+
+
+def test_all_of_them_together(one_thread: Server) -> None:
+    """Silent, half a head, half a body and not reading, beside one that works."""
+    with all_closed([one_thread.connect(receive_buffer=4096) for _ in range(170)]) as connections:
+        for connection in connections[50:100]:
+            connection.send(get("/hello")[:20])
+        for connection in connections[100:150]:
+            connection.send(post("/hello", b"x" * 1000)[:-500])
+        for connection in connections[150:160]:
+            connection.send(get("/large_iterator?960"))
+        for connection in connections[160:170]:
+            connection.send(get("/large_list"))
+        one_thread.wait_event("large", count=20)
+        expect_working(one_thread)
+
+
+def test_clients_leaving_in_the_middle(one_thread: Server) -> None:
+    """Those that leave, politely or not, cost nothing afterwards."""
+    for number in range(40):
+        with one_thread.connect(receive_buffer=4096) as connection:
+            connection.send(get("/large_iterator?400"))
+            connection.take(10_000)
+            if number % 2:
+                connection.reset()
+    closed = one_thread.wait_event("closed", tag="large_iterator", count=40)
+    assert all(event["left"] > 0 for event in closed)
+    expect_working(one_thread)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_of_a_client_not_reading(one_thread: Server) -> None:
+    """Row: RSS growth in MB, one client not reading a 200 MB generator of fresh chunks."""
+    assert one_thread.exchange(get("/large_iterator?100")).status == 200
+    before = one_thread.resident_bytes()
+    with one_thread.connect(receive_buffer=4096) as connection:
+        connection.send(get("/large_iterator?3200"))
+        one_thread.wait_event("large", count=2)
+        highest = before
+        for _ in range(20):
+            highest = max(highest, one_thread.resident_bytes())
+            time.sleep(0.05)
+        assert highest - before < 20_000_000
+    # Nor does the iteration run on into memory after the client has left.
+    one_thread.wait_event("closed", tag="large_iterator", count=2)
+    assert one_thread.resident_bytes() - before < 20_000_000
+
+
+def test_requests_run_in_parallel(serve: Servers) -> None:
+    """Row: 4 x 1.5 s requests in parallel take (1.5 s; here 4 x 0.5 s)."""
+    server = serve("working:app", {"concurrency": {"threads": 4}})
+    with all_closed([server.connect() for _ in range(4)]) as connections:
+        began = time.monotonic()
+        for connection in connections:
+            connection.send(get("/sleep?0.5"))
+        for connection in connections:
+            assert connection.response().status == 200
+        assert seconds_since(began) < 1.4
+
+
+def test_pipelines_do_not_starve_others(one_thread: Server) -> None:
+    """A client that sends more and more without reading leaves room for the others."""
+    with all_closed([one_thread.connect() for _ in range(4)]) as connections:
+        for connection in connections:
+            connection.socket.setblocking(False)
+            sent = 0
+            try:
+                while sent < 50_000_000:
+                    sent += connection.socket.send(get("/hello") * 500)
+            except BlockingIOError:
+                pass
+        expect_working(one_thread)
+
+
+def test_chunked_uploads_together(serve: Servers) -> None:
+    """Forty uploads that arrive interleaved keep their bodies apart."""
+    server = serve("reading:app", {"limits": {"body_memory": 2000}})
+    bodies = [random.Random(number).randbytes(5000 + number) for number in range(40)]
+    with all_closed([server.connect() for _ in bodies]) as connections:
+        for connection, body in zip(connections, bodies, strict=True):
+            connection.send(get("/digest", "Transfer-Encoding: chunked", method="POST"))
+        for start in range(0, 6000, 500):
+            for connection, body in zip(connections, bodies, strict=True):
+                piece = body[start : start + 500]
+                if piece:
+                    connection.send(chunked(piece)[: -len(b"0\r\n\r\n")])
+        for connection in connections:
+            connection.send(b"0\r\n\r\n")
+        for connection, body in zip(connections, bodies, strict=True):
+            assert connection.response().json() == hashlib.sha256(body).hexdigest()
