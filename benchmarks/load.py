@@ -66,12 +66,12 @@ def wait_until_answering(server: Process, port: int, workload: Workload) -> None
             break
         except (OSError, http.client.HTTPException) as error:
             if not server.running:
-                raise LoadError(f"ended while starting: {server.log()[-300:]}") from None
+                raise LoadError(f"ended while starting: {server.log()}") from None
             if time.monotonic() > deadline:
-                raise LoadError(f"does not answer: {error!r} {server.log()[-300:]}") from None
+                raise LoadError(f"does not answer: {error!r} {server.log()}") from None
             time.sleep(0.05)
     if status != 200 or len(body) != workload.reply_bytes:
-        raise LoadError(f"answers {status} with {len(body)} bytes: {server.log()[-300:]}")
+        raise LoadError(f"answers {status} with {len(body)} bytes: {server.log()}")
     if workload.reply is not None and body != workload.reply:
         raise LoadError(f"answers {body[:40]!r}")
 

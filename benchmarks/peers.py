@@ -205,9 +205,8 @@ def version(distribution: str) -> str | None:
 def missing(server: Server) -> str:
     """Why the server cannot be started here; empty when it can."""
     if server.name == SERVE_ZIG:
-        # Imported by a process of its own: the harness must not hold what it measures.
         trial = subprocess.run(
-            python("-c", "import serve_zig._core"),
+            python("-m", "serve_zig", "--version"),
             env=environment(0),
             cwd=ROOT,
             capture_output=True,
@@ -215,7 +214,7 @@ def missing(server: Server) -> str:
         )
         if trial.returncode != 0:
             lines = trial.stderr.strip().splitlines()
-            return f"not built: {lines[-1] if lines else 'import failed'}"
+            return f"cannot be run: {lines[-1] if lines else 'no message'}"
         return ""
     if version(server.distribution) is None:
         return f"{server.distribution} is not installed"

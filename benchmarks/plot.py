@@ -61,7 +61,8 @@ def panel(results: Results, workload: Workload) -> Panel | None:
     if not workload.loads:
         return Panel(f"{workload.title}: RSS, MiB (less is better)", sorted_up(rows), 1)
     which = f"{workload.loads[0].name} " if len(workload.loads) > 1 else ""
-    return Panel(f"{workload.title}: {which}requests/s", sorted_up(rows)[::-1], 0)
+    cores = "" if workload.pinned else ", two cores"
+    return Panel(f"{workload.title}{cores}: {which}requests/s", sorted_up(rows)[::-1], 0)
 
 
 def sorted_up(rows: list[tuple[str, float]]) -> list[tuple[str, float]]:

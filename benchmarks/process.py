@@ -75,10 +75,10 @@ class Process:
         return self._child.poll() is None
 
     def log(self) -> str:
-        """The last lines that the server wrote."""
+        """The end of what the server wrote, on one line."""
         size = self._log.seek(0, os.SEEK_END)
-        self._log.seek(max(0, size - 2000))
-        return self._log.read().decode(errors="replace").strip()
+        self._log.seek(max(0, size - 300))
+        return " ".join(self._log.read().decode(errors="replace").split())
 
     def tree(self) -> dict[int, list[str]]:
         """/proc/<pid>/stat of each process in the server's session."""

@@ -130,7 +130,7 @@ def measure(plan: Plan, server: Server, workload: Workload, turn: int) -> Sample
             idle = None
         after = process.memory()
         if not process.running:
-            raise LoadError(f"ended under load: {process.log()[-300:]}")
+            raise LoadError(f"ended under load: {process.log()}")
         return Sample(
             server.name,
             workload.name,
@@ -154,7 +154,7 @@ def load_once(
     spent = process.cpu_seconds() - before
     requests = sum(figures.requests for figures in loads.values())
     if requests == 0:
-        raise LoadError(f"answered nothing: {process.log()[-300:]}")
+        raise LoadError(f"answered nothing: {process.log()}")
     return loads, spent / requests * 1e6
 
 

@@ -136,7 +136,7 @@ WORKLOADS = (
     ),
     Workload(
         "memory",
-        "memory after start and one request, hello",
+        "Memory after start and one request, hello",
         "hello",
         (),
         has_floor=True,

@@ -10,7 +10,6 @@ import os
 import sys
 import threading
 
-from serve_zig import __version__
 from serve_zig.application import load as load_application
 from serve_zig.config import FILE_DEFAULT, Config
 from serve_zig.config import load as load_config
@@ -117,15 +116,12 @@ def _unknown_command(command: str) -> ConfigError:
 
 
 def _print_version() -> int:
-    from serve_zig.runner import core_server
+    from serve_zig.runner import build_information
 
-    core_server()
-    from serve_zig import _core
-
-    build = _core.build_info()
+    build = build_information()
     python = ".".join(map(str, sys.version_info[:3]))
     print(
-        f"serve-zig {__version__} ({sys.implementation.name} {python}, Zig {build['zig']}, "
+        f"serve-zig {build['version']} ({sys.implementation.name} {python}, Zig {build['zig']}, "
         f"{build['optimize']}, {build['target']})"
     )
     return EXIT_DRAINED

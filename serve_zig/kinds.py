@@ -251,7 +251,10 @@ class Addresses(Kind):
     """One address or a list of them, none twice."""
 
     name = "string or list of strings"
-    allowed = 'one string or a list of strings: "host:port", "[::1]:8000", ":8000", "unix:/path", "fd://3"'
+    allowed = (
+        'one string or a list of strings: "host:port", "[::1]:8000", ":8000", "unix:/path", '
+        '"fd://3"'
+    )
 
     def parse(self, value: object) -> list[str]:
         """Return the addresses as a list."""

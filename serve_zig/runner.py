@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 
-from serve_zig import __version__
 from serve_zig.application import load
 from serve_zig.application_traceback import format_stack
 from serve_zig.descriptors import fit_connections
@@ -102,9 +101,10 @@ def serve(config: Config) -> int:
         signals.serving(server.wakeup_fd())
         workers = Workers(server, log)
         workers.start()
+        version = build_information()["version"]
+        urls = ", ".join(one.url for one in listeners)
         log.info(
-            f"serve-zig {__version__} (pid {os.getpid()}) serves {target.text} on "
-            f"{', '.join(one.url for one in listeners)} "
+            f"serve-zig {version} (pid {os.getpid()}) serves {target.text} on {urls} "
             f"with {config.integer('concurrency.threads')} threads"
         )
         run = _Run(server, workers, listeners, signals, log, config.seconds("timeouts.drain"))
@@ -134,6 +134,14 @@ def core_server() -> type[Server]:
             "for this platform, or build it: pip install -e ."
         ) from None
     return Server
+
+
+def build_information() -> dict[str, str]:
+    """Return version, zig, optimize and target; raise LauncherError as ``core_server`` does."""
+    core_server()
+    from serve_zig._core import build_info
+
+    return build_info()
 
 
 def core_options(config: Config, connections: int) -> dict[str, int | bool | str]:

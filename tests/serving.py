@@ -208,8 +208,10 @@ class Server:
     def check(self) -> None:
         """Fail if the server has died or failed since the current test began."""
         if self.exit_status is None:
-            status = self.process.poll()
-            assert status is None, f"the server died with {status}:\n{self.log()}"
+            # Told once: the other tests of the module have their own failures.
+            self.exit_status = self.process.poll()
+            if self.exit_status is not None:
+                raise AssertionError(f"the server died with {self.exit_status}:\n{self.log()}")
         crash = CRASHES.search(self.test_log())
         assert crash is None, f"{crash and crash[0]!r} in the log:\n{self.test_log()}"
         if not self.errors_expected:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -64,3 +66,27 @@ def test_one_short_round_of_what_is_installed(tmp_path: Path) -> None:
     samples = json.loads(out.with_suffix(".json").read_text())["samples"]
     measured = {sample["workload"] for sample in samples if sample["server"] == "serve-zig"}
     assert measured == {"hello", "mixed_sleep", "memory"}
+
+
+def test_the_bars_are_computed_from_the_medians(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    results, load, bars = (importlib.import_module(name) for name in ("results", "load", "bars"))
+
+    def sample(server: str, turn: int, cpu: float, errors: int = 0) -> Any:
+        figures = load.Figures(1000, 1000.0, 1.0, 2.0, 3.0, errors)
+        return results.Sample(server, "echo", turn, {"echo": figures}, cpu, 1, 1, 1, 1)
+
+    measured = results.Results(facts={})
+    measured.samples += [sample("serve-zig", turn, cpu) for turn, cpu in enumerate((7, 9, 7.4))]
+    measured.samples += [sample("bjoern", turn, cpu) for turn, cpu in enumerate((10, 10, 30))]
+    # The lowest figure of all, but of a server that failed requests.
+    measured.samples.append(sample("uwsgi", 0, 1, errors=20))
+
+    by_text = {(bar.workload, bar.text): bar for bar in bars.all_bars(measured)}
+    echo = by_text["echo", "CPU a request at most 0.75 of the best peer"]
+    assert echo.met is True
+    assert echo.figure == "0.74 (7.4 to bjoern's 10.0 µs)"
+    measured.samples += [sample("serve-zig", turn, 8) for turn in (3, 4)]
+    missed = next(bar for bar in bars.all_bars(measured) if bar.workload == "echo")
+    assert missed.met is False
+    assert by_text["json", "CPU a request at most 0.70 of bjoern"].met is None

@@ -16,7 +16,8 @@ from textwrap import dedent
 import pytest
 import tomli
 
-from serve_zig import __version__, descriptors, runner
+import serve_zig
+from serve_zig import descriptors, runner
 from serve_zig.addresses import parse_address
 from serve_zig.config import load
 from serve_zig.errors import LauncherError
@@ -181,10 +182,19 @@ def test_version_names_serve_zig_python_and_zig(project: Project) -> None:
     done = project.run("--version")
     assert done.returncode == 0, done.stderr
     python = ".".join(map(str, sys.version_info[:3]))
+    manifest = (REPOSITORY / "build.zig.zon").read_text(encoding="utf-8")
+    version = re.search(r'\.version = "(.*?)"', manifest)
+    assert version is not None
+    assert serve_zig.__version__ == version[1]
     assert re.fullmatch(
-        rf"serve-zig {re.escape(__version__)} \(\w+ {python}, Zig \d+\.\d+\.\d+\S*, .+\)\n",
+        rf"serve-zig {re.escape(version[1])} \(\w+ {python}, Zig \d+\.\d+\.\d+\S*, .+\)\n",
         done.stdout,
     )
+
+
+def test_package_has_no_other_attributes() -> None:
+    with pytest.raises(AttributeError, match="module 'serve_zig' has no attribute 'versoin'"):
+        serve_zig.versoin  # noqa: B018
 
 
 def test_help_names_options_and_exit_statuses(project: Project) -> None:

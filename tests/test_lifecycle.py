@@ -431,7 +431,7 @@ def test_ipv6(serve: Servers) -> None:
 
 
 def test_every_address(serve: Servers) -> None:
-    """ ":port" listens on every address, as a container needs it."""
+    """A port alone means every address, as a container needs it."""
     port = free_port()
     server = serve("echo:app", {"listen": {"bind": f":{port}"}})
     assert server.exchange(get("/")).status == 200

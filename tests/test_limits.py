@@ -682,7 +682,7 @@ def test_chunked_uploads_together(serve: Servers) -> None:
     server = serve("reading:app", {"limits": {"body_memory": 2000}})
     bodies = [random.Random(number).randbytes(5000 + number) for number in range(40)]
     with all_closed([server.connect() for _ in bodies]) as connections:
-        for connection, body in zip(connections, bodies, strict=True):
+        for connection in connections:
             connection.send(get("/digest", "Transfer-Encoding: chunked", method="POST"))
         for start in range(0, 6000, 500):
             for connection, body in zip(connections, bodies, strict=True):

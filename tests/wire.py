@@ -18,7 +18,8 @@ Framing = Literal["none", "content-length", "chunked", "close"]
 
 STATUS_LINE = re.compile(rb"HTTP/1\.1 ([1-9][0-9]{2}) ([\t\x20-\x7e\x80-\xff]*)")
 FIELD_LINE = re.compile(
-    rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*((?:[\x21-\x7e\x80-\xff](?:[ \t]*[\x21-\x7e\x80-\xff])*)?)[ \t]*"
+    rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):"
+    rb"[ \t]*((?:[\x21-\x7e\x80-\xff](?:[ \t]*[\x21-\x7e\x80-\xff])*)?)[ \t]*"
 )
 CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]{1,16}")
 
@@ -311,7 +312,7 @@ def _set_framing(response: Response, method: str) -> None:
 
 
 def requests_of(*heads: str) -> bytes:
-    """Join request heads written as text with "\\n" line ends into the bytes of a pipeline."""
+    """Join request heads written as text, with Unix line ends, into the bytes of a pipeline."""
     return b"".join(head.replace("\n", "\r\n").encode("latin-1") for head in heads)
 
 

@@ -73,6 +73,14 @@ pub const Connection = struct {
         return @as(u64, self.generation) << 32 | self.index;
     }
 
+    /// Whether the client of the running request has gone, or at least will send no more. Its
+    /// worker; the poller may not have heard of it yet.
+    pub fn client_has_gone(self: *const Connection) bool {
+        if (self.hangup) return true;
+        const seen = self.turn.load(.acquire);
+        return seen & (Turn.hangup | Turn.broken) != 0 or sys.has_ended(self.fd);
+    }
+
     pub fn is_idle(self: *const Connection) bool {
         return self.state == .reading_head and self.exchange == null;
     }

@@ -116,6 +116,9 @@ pub const Poller = struct {
         const server = self.server;
         self.take_handed_back();
         if (server.drain_requested.load(.acquire) and !self.draining) self.begin_drain();
+        // No batch of events is open here, so what the workers finished closes before the wait.
+        self.close_marked();
+        if (self.draining) self.end_drain();
         const timeout = if (self.complete_count > 0) 0 else self.timeout_ms();
         server.waiting.store(true, .seq_cst);
         const must_not_wait = server.handed_back.load(.seq_cst) != null or

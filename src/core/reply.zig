@@ -40,6 +40,8 @@ const copied_bytes_max = 8 * 1024;
 pub const Reply = struct {
     gpa: std.mem.Allocator,
     head: ResponseHead,
+    /// For interim responses, which may come between `start` and the first byte of the body.
+    interim: ResponseHead,
     date: date_module.Date = .{},
     limits: Limits,
     interlude: body_module.Interlude,
@@ -70,6 +72,7 @@ pub const Reply = struct {
         return .{
             .gpa = gpa,
             .head = .init(gpa),
+            .interim = .init(gpa),
             .limits = limits,
             .interlude = interlude,
             .draining = draining,
@@ -78,6 +81,7 @@ pub const Reply = struct {
 
     pub fn deinit(self: *Reply) void {
         self.head.deinit();
+        self.interim.deinit();
     }
 
     /// Sets up for a connection's request. With `may_persist` false the response says that the
@@ -122,6 +126,17 @@ pub const Reply = struct {
         } else {
             try self.send_piece(bytes);
         }
+    }
+
+    /// Whether an interim response can be sent: HTTP/1.0 has none (RFC 9110 15.2), and after the
+    /// final head it would be part of the body.
+    pub fn takes_interim(self: *const Reply) bool {
+        return !self.head_sent and !self.broken and self.exchange.head.version == .http_1_1;
+    }
+
+    /// Sends what was put into `interim`.
+    pub fn send_early_hints(self: *Reply) WriteError!void {
+        return self.send(&.{try self.interim.finish_early_hints()});
     }
 
     /// Ends the response. Afterwards `must_close` says whether the connection can go on.

@@ -99,6 +99,20 @@ pub const ResponseHead = struct {
         try self.append(if (status.len == 3) " \r\n" else "\r\n");
     }
 
+    /// Starts an interim response that tells of links before the final one (RFC 8297).
+    pub fn begin_early_hints(self: *ResponseHead) Error!void {
+        self.len = 0;
+        self.content_length = null;
+        self.status = 103;
+        try self.append("HTTP/1.1 103 Early Hints\r\n");
+    }
+
+    /// Ends it. Returns the whole, valid until `begin`.
+    pub fn finish_early_hints(self: *ResponseHead) Error![]const u8 {
+        try self.append("\r\n");
+        return self.written();
+    }
+
     /// Adds one field line, in Latin-1.
     pub fn add(self: *ResponseHead, name: []const u8, value: []const u8) Error!void {
         if (!scanner.is_token(name)) return error.BadFieldName;

@@ -72,6 +72,18 @@ pub fn recv(fd: Fd, buffer: []u8) ReadError!usize {
     }
 }
 
+/// Whether the client has closed its sending side or the connection is broken. Bytes that wait
+/// hide an end behind them.
+pub fn has_ended(fd: Fd) bool {
+    var byte: [1]u8 = undefined;
+    const count = c.recv(fd, &byte, 1, c.MSG.PEEK | c.MSG.DONTWAIT);
+    if (count >= 0) return count == 0;
+    return switch (errno()) {
+        .AGAIN, .INTR => false,
+        else => true,
+    };
+}
+
 pub const WriteError = error{ WouldBlock, ConnectionGone, OutOfMemory, Unexpected };
 
 /// Bytes that the kernel took, at least one unless `bytes` is empty.

@@ -121,6 +121,8 @@ pub const Bridge = struct {
             .{ keys.@"wsgi.run_once", capi.boolean(false) },
             .{ keys.@"wsgi.file_wrapper", capi.new(wrapper) },
             .{ keys.@"wsgi.input_terminated", capi.boolean(true) },
+            .{ keys.@"wsgi.early_hints", capi.none() },
+            .{ keys.@"serve_zig.client_disconnected", capi.none() },
         };
         inline for (entries) |entry| {
             defer capi.drop(entry[1]);
@@ -224,13 +226,14 @@ pub const Bridge = struct {
         crew: *Crew,
         input: ?*input_stream.InputStream,
     ) capi.Error!*Object {
-        const environ = try self.environs.build(crew, input);
+        const handles = handles_of(crew);
+        const environ = try self.environs.build(crew, handles, input);
         defer capi.drop(environ);
         const end: ?*Object = null;
         return capi.owned(capi.PyObject_CallFunctionObjArgs(
             self.application,
             environ,
-            handles_of(crew).start_response,
+            handles.start_response,
             end,
         ));
     }

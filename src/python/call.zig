@@ -1,5 +1,5 @@
-//! One call of the application as Python sees it: `start_response` and the `write` that it returns
-//! (PEP 3333, "The start_response() Callable").
+//! One call of the application as Python sees it: `start_response`, the `write` that it returns
+//! (PEP 3333, "The start_response() Callable"), and the callables in the environ.
 //!
 //! The objects belong to a worker and serve request after request, as long as no application keeps
 //! one; a kept one is cut off from the worker and raises. GIL held.
@@ -30,6 +30,8 @@ pub const Handles = struct {
     call: *Call,
     start_response: *Object,
     write: *Object,
+    early_hints: *Object,
+    client_disconnected: *Object,
     step: *Object,
 
     /// `step_definition` is what runs inside the request's context.
@@ -37,26 +39,34 @@ pub const Handles = struct {
         const call = try capi.allocate(Call, type_object.?);
         call.crew = null;
         call.busy = false;
-        errdefer capi.drop(&call.head);
-        const own = &call.head;
-        const starter = try capi.owned(capi.PyCFunction_NewEx(&start_definition, own, null));
-        errdefer capi.drop(starter);
-        const writer = try capi.owned(capi.PyCFunction_NewEx(&write_definition, own, null));
-        errdefer capi.drop(writer);
-        const step = try capi.owned(capi.PyCFunction_NewEx(step_definition, own, null));
-        return .{ .call = call, .start_response = starter, .write = writer, .step = step };
+        return .{
+            .call = call,
+            .start_response = try bound(call, &start_definition),
+            .write = try bound(call, &write_definition),
+            .early_hints = try bound(call, &hints_definition),
+            .client_disconnected = try bound(call, &disconnected_definition),
+            .step = try bound(call, step_definition),
+        };
+    }
+
+    /// Out of memory at a worker's first request leaks what was made before; nothing else fails.
+    fn bound(call: *Call, definition: *const capi.MethodDef) capi.Error!*Object {
+        return capi.owned(capi.PyCFunction_NewEx(definition, &call.head, null));
     }
 
     pub fn drop(self: Handles) void {
         capi.drop(self.start_response);
         capi.drop(self.write);
+        capi.drop(self.early_hints);
+        capi.drop(self.client_disconnected);
         capi.drop(self.step);
         capi.drop(&self.call.head);
     }
 
     /// Whether the application has kept something of this request's.
     pub fn are_kept(self: Handles) bool {
-        return capi.is_shared(self.start_response) or capi.is_shared(self.write);
+        return capi.is_shared(self.start_response) or capi.is_shared(self.write) or
+            capi.is_shared(self.early_hints) or capi.is_shared(self.client_disconnected);
     }
 
     /// The request is over. A thread that is still writing has to let go first.
@@ -135,14 +145,18 @@ fn set_head(reply: *Reply, status: *Object, headers: *Object) capi.Error!void {
     const text = try native_string(status, "the status is not a str");
     defer text.deinit();
     reply.start(text.text) catch |err| return raise_head_error(err);
-    if (capi.is_list(headers)) return add_all(reply, headers);
+    return add_fields(&reply.head, headers);
+}
+
+fn add_fields(head: *core.response_head.ResponseHead, headers: *Object) capi.Error!void {
+    if (capi.is_list(headers)) return add_all(head, headers);
     // PEP 3333 wants a list; other sequences have always been let pass.
     const list = try capi.owned(capi.PySequence_List(headers));
     defer capi.drop(list);
-    return add_all(reply, list);
+    return add_all(head, list);
 }
 
-fn add_all(reply: *Reply, list: *Object) capi.Error!void {
+fn add_all(head: *core.response_head.ResponseHead, list: *Object) capi.Error!void {
     var index: capi.ssize = 0;
     while (index < capi.PyList_Size(list)) : (index += 1) {
         const pair = capi.PyList_GetItem(list, index) orelse return error.Raised;
@@ -160,7 +174,7 @@ fn add_all(reply: *Reply, list: *Object) capi.Error!void {
             "the value of a response field is not a str",
         );
         defer value.deinit();
-        reply.head.add(name.text, value.text) catch |err| return raise_head_error(err);
+        head.add(name.text, value.text) catch |err| return raise_head_error(err);
     }
 }
 
@@ -203,7 +217,11 @@ fn write_once(object: ?*Object, data: *Object) capi.Error!void {
     if (bytes.len == 0) return;
     call.busy = true;
     defer call.busy = false;
-    crew.reply.write(bytes, null) catch |err| return switch (err) {
+    crew.reply.write(bytes, null) catch |err| return raise_write_error(err);
+}
+
+fn raise_write_error(err: core.reply.WriteError) capi.Error {
+    return switch (err) {
         error.ClientGone => capi.raise(
             capi.PyExc_ConnectionResetError,
             "the client closed the connection before the end of the response",
@@ -215,6 +233,46 @@ fn write_once(object: ?*Object, data: *Object) capi.Error!void {
         else => |head_error| raise_head_error(head_error),
     };
 }
+
+// ---- Callables in the environ ------------------------------------------------------------------
+
+/// `environ["wsgi.early_hints"](fields)`: 103 (Early Hints), as gunicorn's. Nothing happens where
+/// the client could not understand it.
+fn early_hints(object: ?*Object, fields: ?*Object) callconv(.c) ?*Object {
+    send_early_hints(object, fields.?) catch return null;
+    return capi.none();
+}
+
+fn send_early_hints(object: ?*Object, fields: *Object) capi.Error!void {
+    const crew = try crew_of(object);
+    const reply = &crew.reply;
+    const call = of(object);
+    if (!reply.takes_interim() or call.busy) return;
+    reply.interim.begin_early_hints() catch |err| return raise_head_error(err);
+    try add_fields(&reply.interim, fields);
+    call.busy = true;
+    defer call.busy = false;
+    reply.send_early_hints() catch |err| return raise_write_error(err);
+}
+
+/// `environ["serve_zig.client_disconnected"]()`: whether nobody waits for the answer any more.
+fn client_disconnected(object: ?*Object, _: ?*Object) callconv(.c) ?*Object {
+    const crew = of(object).crew orelse return capi.boolean(true);
+    return capi.boolean(crew.reply.broken or crew.connection.client_has_gone());
+}
+
+const hints_definition: capi.MethodDef = .{
+    .name = "early_hints",
+    .function = @ptrCast(&early_hints),
+    .flags = capi.method_o,
+    .doc = "early_hints(fields): sends 103 (Early Hints) with these fields (RFC 8297)",
+};
+
+const disconnected_definition = capi.plain_method(
+    "client_disconnected",
+    client_disconnected,
+    "client_disconnected() -> whether the client has gone",
+);
 
 const start_definition = capi.fast_method(
     "start_response",

@@ -9,6 +9,7 @@ const std = @import("std");
 const core = @import("core");
 const capi = @import("capi.zig");
 const names_module = @import("names.zig");
+const call_module = @import("call.zig");
 const input_stream = @import("input_stream.zig");
 const fields = core.fields;
 const Object = capi.Object;
@@ -105,6 +106,7 @@ pub const Environs = struct {
     pub fn build(
         self: *Environs,
         crew: *Crew,
+        handles: *const call_module.Handles,
         input: ?*input_stream.InputStream,
     ) capi.Error!*Object {
         const keys = &self.names.keys;
@@ -130,6 +132,9 @@ pub const Environs = struct {
         if (input) |stream| {
             try put(environ, keys.@"wsgi.input", capi.new(&stream.head));
         }
+        const gone = handles.client_disconnected;
+        try put(environ, keys.@"wsgi.early_hints", capi.new(handles.early_hints));
+        try put(environ, keys.@"serve_zig.client_disconnected", capi.new(gone));
         try self.put_remote(environ, connection);
         try self.put_fields(environ, exchange);
         return environ;

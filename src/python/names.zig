@@ -32,10 +32,11 @@ pub const Keys = struct {
     @"wsgi.run_once": *Object,
     @"wsgi.file_wrapper": *Object,
     @"wsgi.input_terminated": *Object,
+    @"wsgi.early_hints": *Object,
+    @"serve_zig.client_disconnected": *Object,
     close: *Object,
     read: *Object,
     run: *Object,
-    with_traceback: *Object,
 };
 
 const methods = [_][:0]const u8{
