@@ -37,7 +37,7 @@ class ZigBuildHook(BuildHookInterface[Any]):
             "-m",
             "ziglang",
             "build",
-            f"-Dpython-include={sysconfig.get_path('include')}",
+            f"-Dpython-include={python_headers(prefix / 'python-headers')}",
             f"-Dpydust={pydust_source()}",
             f"-Dtarget={target}",
             f"-Doptimize={os.environ.get('SERVE_ZIG_OPTIMIZE', 'ReleaseSafe')}",
@@ -52,6 +52,29 @@ class ZigBuildHook(BuildHookInterface[Any]):
         built.replace(root / "serve_zig" / EXTENSION)
         build_data["pure_python"] = False
         build_data["tag"] = f"cp311-abi3-{tag}"
+
+
+def python_headers(scratch: Path) -> Path:
+    """Return a folder with Python.h and everything that it includes.
+
+    Debian's pyconfig.h only names another one, by the processor and below /usr/include, which a
+    cross-compiler does not search. There the headers are gathered in ``scratch``, as links.
+    """
+    include = Path(sysconfig.get_path("include"))
+    if not (include / "Python.h").exists():
+        raise RuntimeError(
+            f"there is no Python.h in {include}: install the headers of this Python "
+            "(Debian and Ubuntu: python3-dev; Fedora: python3-devel; Alpine: python3-dev)"
+        )
+    config = include.parent / (sysconfig.get_config_var("MULTIARCH") or "") / include.name
+    config /= "pyconfig.h"
+    if config == include / "pyconfig.h" or not config.exists():
+        return include
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    for header in include.iterdir():
+        (scratch / header.name).symlink_to(config if header.name == config.name else header)
+    return scratch
 
 
 def pydust_source() -> Path:

@@ -151,8 +151,9 @@ the order rotates from round to round. Figures are medians over the rounds, besi
 the highest of the rates. CPU is user and system time of the server's whole process tree
 (/proc/PID/stat) divided by the requests that wrk counted. A peer that failed more than 0.1 % of
 its requests is not taken for the best one. Latencies are wrk's; those of a load that got no answer
-at all are the length of the run. Errors are connection and read errors, time-outs (2 s) and
-replies other than 2xx and 3xx together.
+at all are the length of the run. What is in flight when wrk stops is not counted, which takes up
+to one request a connection off each run. Errors are connection and read errors, time-outs (2 s)
+and replies other than 2xx and 3xx together.
 """
 
 

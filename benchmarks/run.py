@@ -17,6 +17,7 @@ import platform
 import resource
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -314,6 +315,8 @@ def main(arguments: Sequence[str]) -> int:
         if shutil.which(tool) is None:
             print(f"run.py: {tool} is not installed (Debian: apt install {tool_package(tool)})")
             return 2
+    # Ended from outside, it still stops what it started and reports what it has.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     descriptors()
     results = Results(facts={})
     with tempfile.TemporaryDirectory(prefix="serve-zig-benchmark-") as scratch:

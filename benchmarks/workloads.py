@@ -98,18 +98,21 @@ WORKLOADS = (
         (Load("sleep", "/sleep/10", 64),),
         threads=64,
         threads_set=True,
+        pinned=False,
     ),
     Workload(
         "mixed_sleep",
         "16 connections on a 50 ms sleep beside 16 on the 13-byte reply",
         "mixed",
         (Load("fast", "/", 16), Load("slow", "/sleep/50", 16)),
+        pinned=False,
     ),
     Workload(
         "mixed_cpu",
         "16 connections on a 2 ms pure-Python loop beside 16 on the 13-byte reply",
         "mixed",
         (Load("fast", "/", 16), Load("slow", "/compute", 16)),
+        pinned=False,
     ),
     Workload(
         "idle",

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import requests
-
 from serving import REPOSITORY, Server, Servers
 from wire import chunked, get
 

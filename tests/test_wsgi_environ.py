@@ -3,7 +3,6 @@
 from typing import Any
 
 import pytest
-
 from serving import Server, Servers
 from wire import get, post, post_chunked
 
@@ -242,6 +241,14 @@ def test_many_fields(server: Server) -> None:
     assert all(environ[f"HTTP_X_NUMBER_{number}"] == str(number) for number in range(80))
     assert environ["HTTP_USER_AGENT"] == "test"
     assert environ["HTTP_IF_NONE_MATCH"] == "x"
+
+
+@pytest.mark.parametrize("size", [1, 60, 61, 62, 63, 64, 65, 300, 5000])
+def test_long_field_names(server: Server, size: int) -> None:
+    """A name may be as long as the head lets it, and repeat."""
+    name = "x-" + "n" * size
+    environ = environ_of(server, get("/", f"{name}: 1", f"{name.upper()}: 2"))
+    assert environ[f"HTTP_{name.upper().replace('-', '_')}"] == "1, 2"
 
 
 def test_forwarded_fields_are_not_believed(server: Server) -> None:

@@ -9,6 +9,7 @@ const std = @import("std");
 const sys = @import("sys.zig");
 const predictor = @import("predictor.zig");
 const Exchange = @import("exchange.zig").Exchange;
+const Worker = @import("scheduler.zig").Worker;
 
 pub const State = enum(u8) {
     /// In the list of free slots.
@@ -30,8 +31,14 @@ pub const State = enum(u8) {
     closing,
 };
 
-/// What happens when the response has left.
-pub const After = enum { keep, close, linger };
+/// What happens when the output has left.
+pub const After = enum {
+    keep,
+    close,
+    linger,
+    /// The response's producer was parked and goes on.
+    proceed,
+};
 
 /// The bits of `turn`.
 pub const Turn = struct {
@@ -60,14 +67,25 @@ pub const Connection = struct {
     listener: u8 = 0,
     address: sys.Address = std.mem.zeroes(sys.Address),
     deadline_ms: u64 = 0,
+    /// When the last request began, or the connection (`monotonic_ns`).
+    active_ns: u64 = 0,
     requests: u32 = 0,
     /// The next slot in the list of free ones.
     next_free: u32 = 0,
     exchange: ?*Exchange = null,
     /// The next connection in the hand-back list.
     next_handed_back: ?*Connection = null,
-    /// For the scheduler: which handler the request goes to.
+    // For the scheduler.
+    /// Which handler the request goes to.
     route: predictor.Route = 0,
+    /// It has begun: it is neither refused nor shed.
+    has_begun: bool = false,
+    /// The client of a parked response has gone, or took nothing for too long.
+    abandoned: bool = false,
+    /// The worker that must go on with it.
+    worker: ?*Worker = null,
+    /// The next in that worker's list.
+    next_own: ?*Connection = null,
 
     pub fn token(self: *const Connection) u64 {
         return @as(u64, self.generation) << 32 | self.index;
@@ -88,7 +106,7 @@ pub const Connection = struct {
 
 comptime {
     // Ten thousand idle clients are a megabyte and a bit.
-    std.debug.assert(@sizeOf(Connection) <= 128);
+    std.debug.assert(@sizeOf(Connection) <= 160);
 }
 
 /// All connections there can ever be; memory of a slot is first touched when it is first used.

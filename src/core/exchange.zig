@@ -7,7 +7,8 @@
 
 const std = @import("std");
 const request_head = @import("request_head.zig");
-const predictor = @import("predictor.zig");
+const sys = @import("sys.zig");
+const Progress = @import("reply.zig").Progress;
 const Body = @import("body.zig").Body;
 const RequestHead = request_head.RequestHead;
 const FieldLine = request_head.FieldLine;
@@ -26,7 +27,10 @@ pub const Exchange = struct {
     request_end: u32 = 0,
     body: Body = .{},
     output: Output = .{},
-    route: predictor.Route = 0,
+    /// The response is not finished and its producer has given its thread back: what the
+    /// application's side needs to go on, and how far the reply was.
+    continuation: ?*anyopaque = null,
+    progress: Progress = .{},
     /// What the pool gave as `bytes`.
     own_bytes: []u8,
 
@@ -67,14 +71,36 @@ pub const Exchange = struct {
     }
 };
 
-/// Response bytes that the socket did not take yet.
+/// Response bytes that the socket did not take yet, in order: copies in `buffer`, then one large
+/// piece that stays where the application has it, then the few bytes that end its chunk.
 pub const Output = struct {
     buffer: []u8 = &.{},
     start: usize = 0,
     end: usize = 0,
+    /// Borrowed: whoever pins it keeps it alive until `is_empty`, and adds nothing before.
+    pinned: []const u8 = "",
+    tail: []const u8 = "",
 
-    pub fn pending(self: *const Output) []const u8 {
-        return self.buffer[self.start..self.end];
+    pub const pieces_max = 3;
+
+    pub fn is_empty(self: *const Output) bool {
+        return self.start == self.end and self.pinned.len == 0 and self.tail.len == 0;
+    }
+
+    /// Bytes that take memory of ours.
+    pub fn kept_bytes(self: *const Output) usize {
+        return self.end - self.start;
+    }
+
+    /// All that is to be sent.
+    pub fn vector(self: *const Output, storage: *[pieces_max]sys.Iovec) []sys.Iovec {
+        var count: usize = 0;
+        for ([_][]const u8{ self.buffer[self.start..self.end], self.pinned, self.tail }) |piece| {
+            if (piece.len == 0) continue;
+            storage[count] = .{ .base = piece.ptr, .len = piece.len };
+            count += 1;
+        }
+        return storage[0..count];
     }
 
     pub fn append(
@@ -82,35 +108,50 @@ pub const Output = struct {
         gpa: std.mem.Allocator,
         bytes: []const u8,
     ) error{OutOfMemory}!void {
+        std.debug.assert(self.pinned.len == 0);
         if (self.buffer.len - self.end < bytes.len) try self.make_room(gpa, bytes.len);
         @memcpy(self.buffer[self.end..][0..bytes.len], bytes);
         self.end += bytes.len;
     }
 
     fn make_room(self: *Output, gpa: std.mem.Allocator, space: usize) error{OutOfMemory}!void {
-        const kept = self.end - self.start;
+        const kept = self.kept_bytes();
+        const pending = self.buffer[self.start..self.end];
         if (self.buffer.len - kept < space) {
             const size = std.math.ceilPowerOfTwo(usize, kept + space) catch
                 return error.OutOfMemory;
             const larger = try gpa.alloc(u8, size);
-            @memcpy(larger[0..kept], self.pending());
+            @memcpy(larger[0..kept], pending);
             gpa.free(self.buffer);
             self.buffer = larger;
         } else {
-            std.mem.copyForwards(u8, self.buffer[0..kept], self.pending());
+            std.mem.copyForwards(u8, self.buffer[0..kept], pending);
         }
         self.start = 0;
         self.end = kept;
     }
 
-    /// `count` of the pending bytes have been sent.
+    /// The first `count` of the pending bytes have been sent.
     pub fn discard(self: *Output, gpa: std.mem.Allocator, count: usize) void {
-        self.start += count;
-        if (self.start == self.end) self.deinit(gpa);
+        const from_buffer = @min(count, self.kept_bytes());
+        self.start += from_buffer;
+        var left = count - from_buffer;
+        const from_pinned = @min(left, self.pinned.len);
+        self.pinned = self.pinned[from_pinned..];
+        left -= from_pinned;
+        self.tail = self.tail[left..];
+        if (self.start == self.end) self.free_buffer(gpa);
+    }
+
+    fn free_buffer(self: *Output, gpa: std.mem.Allocator) void {
+        gpa.free(self.buffer);
+        self.buffer = &.{};
+        self.start = 0;
+        self.end = 0;
     }
 
     pub fn deinit(self: *Output, gpa: std.mem.Allocator) void {
-        gpa.free(self.buffer);
+        self.free_buffer(gpa);
         self.* = .{};
     }
 };
@@ -174,7 +215,8 @@ pub const Pool = struct {
     pub fn release(self: *Pool, exchange: *Exchange) void {
         exchange.body.deinit(self.gpa);
         exchange.body = .{};
-        if (exchange.output.buffer.len > 0) exchange.output.deinit(self.gpa);
+        if (!exchange.output.is_empty()) exchange.output.deinit(self.gpa);
+        std.debug.assert(exchange.continuation == null);
         exchange.release_bytes(self.gpa);
         exchange.received = 0;
         exchange.request_end = 0;
@@ -225,7 +267,25 @@ test "output grows, moves up and frees itself" {
     try output.append(gpa, "hello");
     output.discard(gpa, 2);
     try output.append(gpa, " world");
-    try testing.expectEqualStrings("llo world", output.pending());
+    try testing.expectEqualStrings("llo world", output.buffer[output.start..output.end]);
     output.discard(gpa, 9);
+    try testing.expect(output.is_empty());
     try testing.expectEqual(0, output.buffer.len);
+}
+
+test "output sends what was kept, then what is pinned, then its tail" {
+    var output: Output = .{};
+    const gpa = testing.allocator;
+    try output.append(gpa, "4\r\n");
+    output.pinned = "data";
+    output.tail = "\r\n";
+    var sent: [9]u8 = undefined;
+    for (&sent) |*byte| {
+        var storage: [Output.pieces_max]sys.Iovec = undefined;
+        byte.* = output.vector(&storage)[0].base[0];
+        try testing.expect(!output.is_empty());
+        output.discard(gpa, 1);
+    }
+    try testing.expectEqualStrings("4\r\ndata\r\n", &sent);
+    try testing.expect(output.is_empty());
 }

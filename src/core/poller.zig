@@ -55,6 +55,8 @@ pub const Poller = struct {
     /// Requests read in this batch, on their way to the ready queue.
     complete: [reactor_module.events_max]*Connection = undefined,
     complete_count: usize = 0,
+    /// A parked response went back to its worker, who may be this thread.
+    has_resumed: bool = false,
     /// Connections to close at the end of this batch.
     closing: ?*Connection = null,
     events: [reactor_module.events_max]reactor_module.Event = undefined,
@@ -119,7 +121,9 @@ pub const Poller = struct {
         // No batch of events is open here, so what the workers finished closes before the wait.
         self.close_marked();
         if (self.draining) self.end_drain();
-        const timeout = if (self.complete_count > 0) 0 else self.timeout_ms();
+        const has_work = self.complete_count > 0 or self.has_resumed;
+        self.has_resumed = false;
+        const timeout = if (has_work) 0 else self.timeout_ms();
         server.waiting.store(true, .seq_cst);
         const must_not_wait = server.handed_back.load(.seq_cst) != null or
             server.outcome.load(.seq_cst) != .serving;
@@ -256,6 +260,11 @@ pub const Poller = struct {
     fn accept_one(self: *Poller, listener: *Listener, index: u8) bool {
         if (self.slots.in_use == self.slots.connections.len) {
             const idle = self.find_idle() orelse return false;
+            if (!sys.wait_ready(listener.fd, .readable, 0)) {
+                // Nobody waits, so nobody has to go.
+                listener.unread = false;
+                return false;
+            }
             self.mark_closing(idle);
             self.close_marked();
         }
@@ -280,6 +289,7 @@ pub const Poller = struct {
         connection.address = accepted.address;
         connection.listener = listener;
         connection.state = .reading_head;
+        connection.active_ns = sys.monotonic_ns();
         _ = self.server.connection_count.fetchAdd(1, .monotonic);
         self.set_deadline(connection, self.server.options.keep_alive_timeout_ms);
         self.reactor.register(accepted.fd, connection.token()) catch {
@@ -294,7 +304,7 @@ pub const Poller = struct {
             if (connection.fd == sys.no_fd) continue;
             if (connection.turn.load(.acquire) & Turn.worker != 0) continue;
             if (!connection.is_idle() or connection.unread) continue;
-            if (found == null or connection.deadline_ms < found.?.deadline_ms) found = connection;
+            if (found == null or connection.active_ns < found.?.active_ns) found = connection;
         }
         return found;
     }
@@ -451,7 +461,7 @@ pub const Poller = struct {
         if (self.complete_count == 0) return;
         const batch = self.complete[0..self.complete_count];
         self.complete_count = 0;
-        const taken = self.server.scheduler.submit(batch, self.now_ms);
+        const taken = self.server.scheduler.submit(batch);
         for (batch[taken..]) |connection| self.shed(connection, "queue_full");
     }
 
@@ -484,8 +494,10 @@ pub const Poller = struct {
     fn flush(self: *Poller, connection: *Connection) void {
         if (connection.exchange) |exchange| {
             const output = &exchange.output;
-            while (output.pending().len > 0) {
-                const count = sys.send(connection.fd, output.pending()) catch |err| switch (err) {
+            while (!output.is_empty()) {
+                var storage: [exchange_module.Output.pieces_max]sys.Iovec = undefined;
+                const pieces = output.vector(&storage);
+                const count = sys.send_vector(connection.fd, pieces) catch |err| switch (err) {
                     error.WouldBlock => return,
                     error.ConnectionGone, error.OutOfMemory, error.Unexpected => {
                         return self.mark_closing(connection);
@@ -499,7 +511,16 @@ pub const Poller = struct {
             .keep => self.next_request(connection),
             .close => self.mark_closing(connection),
             .linger => self.linger(connection),
+            .proceed => self.resume_parked(connection),
         }
+    }
+
+    /// The client took all that was ahead of it: the producer goes on.
+    fn resume_parked(self: *Poller, connection: *Connection) void {
+        self.has_resumed = true;
+        connection.state = .queued;
+        connection.turn.store(Turn.worker, .release);
+        self.server.scheduler.submit_begun(connection);
     }
 
     fn next_request(self: *Poller, connection: *Connection) void {
@@ -543,6 +564,11 @@ pub const Poller = struct {
 
     fn mark_closing(self: *Poller, connection: *Connection) void {
         std.debug.assert(connection.next_handed_back == null);
+        if (connection.exchange) |exchange| if (exchange.continuation != null) {
+            // The producer has to hear of it first; the connection comes back when it has.
+            connection.abandoned = true;
+            return self.resume_parked(connection);
+        };
         connection.state = .closing;
         connection.next_handed_back = self.closing;
         self.closing = connection;
@@ -580,7 +606,7 @@ pub const Poller = struct {
                 self.time_out(connection);
             }
         }
-        while (self.server.scheduler.take_expired(self.now_ms)) |connection| {
+        while (self.server.scheduler.take_expired()) |connection| {
             self.shed(connection, "queue_timeout");
         }
     }

@@ -1,7 +1,8 @@
 //! The response of one request as a worker writes it: head, framing, body, end (RFC 9112 6 and 7).
 //!
 //! Bytes go straight to the socket. What it does not take is kept for the poller to send, up to a
-//! limit; past it the worker waits, without the GIL, until the client has taken enough. Whatever the
+//! limit. Past it a producer that can be parked is told so; one that cannot (PEP 3333's `write`)
+//! waits without the GIL until the client has taken enough. Whatever the
 //! application does, the client can tell a whole response from a broken one: a response that ends
 //! early closes the connection before its announced end. Owner: a worker, for one request at a time.
 
@@ -11,7 +12,9 @@ const date_module = @import("date.zig");
 const response_head = @import("response_head.zig");
 const body_module = @import("body.zig");
 const Connection = @import("connection.zig").Connection;
-const Exchange = @import("exchange.zig").Exchange;
+const exchange_module = @import("exchange.zig");
+const Exchange = exchange_module.Exchange;
+const Output = exchange_module.Output;
 const Framing = response_head.Framing;
 const ResponseHead = response_head.ResponseHead;
 
@@ -36,6 +39,33 @@ pub const FinishError = WriteError || error{
 
 /// A body up to this size is copied behind the head, to leave in one piece with it.
 const copied_bytes_max = 8 * 1024;
+/// A piece that the socket does not take is copied up to this size, and pinned beyond it.
+const pinned_bytes_min = 16 * 1024;
+
+const chunk_end = "\r\n";
+
+/// Whether a producer may go on.
+pub const Flow = enum {
+    more,
+    /// As much is ahead of the client as may be, or a piece is pinned: the producer parks.
+    full,
+};
+
+/// How far a reply is; kept in the exchange while its producer is parked.
+pub const Progress = struct {
+    /// `start` has been called: there is a head to send.
+    started: bool = false,
+    head_sent: bool = false,
+    finished: bool = false,
+    /// The connection cannot be used for another request.
+    must_close: bool = false,
+    /// Nothing can be sent any more.
+    broken: bool = false,
+    framing: Framing = .none,
+    remaining: u64 = 0,
+    /// For the log.
+    body_bytes: u64 = 0,
+};
 
 pub const Reply = struct {
     gpa: std.mem.Allocator,
@@ -50,18 +80,9 @@ pub const Reply = struct {
     // Of the request being answered; set by `begin`.
     connection: *Connection = undefined,
     exchange: *Exchange = undefined,
-    /// `start` has been called: there is a head to send.
-    started: bool = false,
-    head_sent: bool = false,
-    finished: bool = false,
-    /// The connection cannot be used for another request.
-    must_close: bool = false,
-    /// Nothing can be sent any more.
-    broken: bool = false,
-    framing: Framing = .none,
-    remaining: u64 = 0,
-    /// For the log.
-    body_bytes: u64 = 0,
+    progress: Progress = .{},
+    /// Whether the write in progress may wait for the client.
+    waits: bool = true,
 
     pub fn init(
         gpa: std.mem.Allocator,
@@ -94,22 +115,29 @@ pub const Reply = struct {
     ) void {
         self.connection = connection;
         self.exchange = exchange;
-        self.started = false;
-        self.head_sent = false;
-        self.finished = false;
-        self.must_close = !may_persist or !exchange.head.persistent;
-        self.broken = false;
-        self.framing = .none;
-        self.remaining = 0;
-        self.body_bytes = 0;
+        self.progress = .{ .must_close = !may_persist or !exchange.head.persistent };
+    }
+
+    /// Goes on with a reply whose producer was parked.
+    pub fn proceed(self: *Reply, connection: *Connection, exchange: *Exchange) void {
+        self.connection = connection;
+        self.exchange = exchange;
+        self.progress = exchange.progress;
+        if (connection.abandoned) self.progress.broken = true;
+    }
+
+    /// Leaves the reply as it is for another time.
+    pub fn park(self: *Reply, continuation: *anyopaque) void {
+        self.exchange.progress = self.progress;
+        self.exchange.continuation = continuation;
     }
 
     /// Begins the head, or begins it anew as long as it was not sent.
     pub fn start(self: *Reply, status: []const u8) response_head.Error!void {
-        std.debug.assert(!self.head_sent);
-        self.started = false;
+        std.debug.assert(!self.progress.head_sent);
+        self.progress.started = false;
         try self.head.begin(status);
-        self.started = true;
+        self.progress.started = true;
     }
 
     pub fn is_head_request(self: *const Reply) bool {
@@ -117,11 +145,27 @@ pub const Reply = struct {
         return std.mem.eql(u8, head.method.of(self.exchange.bytes), "HEAD");
     }
 
-    /// Sends a piece of the body, and the head before the first. `length_known` is the length of
-    /// the whole body where the caller knows it.
+    /// Sends a piece of the body, and the head before the first; waits while too much is ahead of
+    /// the client. `length_known` is the length of the whole body where the caller knows it.
     pub fn write(self: *Reply, bytes: []const u8, length_known: ?u64) WriteError!void {
-        if (self.broken) return error.ClientGone;
-        if (!self.head_sent) {
+        self.waits = true;
+        return self.write_piece(bytes, length_known);
+    }
+
+    /// The same without ever waiting. After `full`, `bytes` may be in use until the output is
+    /// empty, and nothing may be written before that.
+    pub fn offer(self: *Reply, bytes: []const u8, length_known: ?u64) WriteError!Flow {
+        self.waits = false;
+        try self.write_piece(bytes, length_known);
+        const output = &self.exchange.output;
+        const is_full = output.pinned.len > 0 or
+            output.kept_bytes() > self.limits.memory_bytes_max;
+        return if (is_full) .full else .more;
+    }
+
+    fn write_piece(self: *Reply, bytes: []const u8, length_known: ?u64) WriteError!void {
+        if (self.progress.broken) return error.ClientGone;
+        if (!self.progress.head_sent) {
             try self.send_head(bytes, length_known);
         } else {
             try self.send_piece(bytes);
@@ -131,7 +175,7 @@ pub const Reply = struct {
     /// Whether an interim response can be sent: HTTP/1.0 has none (RFC 9110 15.2), and after the
     /// final head it would be part of the body.
     pub fn takes_interim(self: *const Reply) bool {
-        return !self.head_sent and !self.broken and self.exchange.head.version == .http_1_1;
+        return !self.progress.head_sent and !self.progress.broken and self.exchange.head.version == .http_1_1;
     }
 
     /// Sends what was put into `interim`.
@@ -141,13 +185,14 @@ pub const Reply = struct {
 
     /// Ends the response. Afterwards `must_close` says whether the connection can go on.
     pub fn finish(self: *Reply) FinishError!void {
-        if (self.broken) return error.ClientGone;
-        if (!self.head_sent) try self.send_head("", 0);
-        self.finished = true;
-        switch (self.framing) {
+        if (self.progress.broken) return error.ClientGone;
+        self.waits = false;
+        if (!self.progress.head_sent) try self.send_head("", 0);
+        self.progress.finished = true;
+        switch (self.progress.framing) {
             .none => {},
-            .content_length => if (self.remaining > 0) {
-                self.must_close = true;
+            .content_length => if (self.progress.remaining > 0) {
+                self.progress.must_close = true;
                 return error.BodyTooShort;
             },
             .chunked => try self.send(&.{"0\r\n\r\n"}),
@@ -157,9 +202,9 @@ pub const Reply = struct {
 
     /// Gives the response up: the client sees the connection close before the response's end.
     pub fn abort(self: *Reply) void {
-        self.must_close = true;
+        self.progress.must_close = true;
         // Bytes that are framed as a whole response must not follow.
-        if (self.head_sent and self.framing == .until_close) self.broken = true;
+        if (self.progress.head_sent and self.progress.framing == .until_close) self.progress.broken = true;
     }
 
     // ---- Head and framing ----------------------------------------------------------------------
@@ -175,28 +220,28 @@ pub const Reply = struct {
     }
 
     fn send_head(self: *Reply, first: []const u8, length_known: ?u64) WriteError!void {
-        self.framing = self.choose_framing(length_known);
-        if (self.framing == .until_close) self.must_close = true;
-        if (self.framing == .content_length) self.remaining = self.framing.content_length;
+        self.progress.framing = self.choose_framing(length_known);
+        if (self.progress.framing == .until_close) self.progress.must_close = true;
+        if (self.progress.framing == .content_length) self.progress.remaining = self.progress.framing.content_length;
         // A body that the client was not asked for cannot be told from the next request.
-        if (!self.exchange.body.complete) self.must_close = true;
+        if (!self.exchange.body.complete) self.progress.must_close = true;
         // Decided here and not when the request came: the client must not use what is about to go.
-        if (self.draining.load(.monotonic)) self.must_close = true;
+        if (self.draining.load(.monotonic)) self.progress.must_close = true;
         const head = try self.head.finish(
-            self.framing,
+            self.progress.framing,
             self.persistence(),
             self.date.at(sys.realtime_seconds()),
         );
-        self.head_sent = true;
-        if (self.framing == .none) return self.send(&.{head});
-        const too_long = self.framing == .content_length and first.len > self.remaining;
-        const piece = if (too_long) first[0..@intCast(self.remaining)] else first;
+        self.progress.head_sent = true;
+        if (self.progress.framing == .none) return self.send(&.{head});
+        const too_long = self.progress.framing == .content_length and first.len > self.progress.remaining;
+        const piece = if (too_long) first[0..@intCast(self.progress.remaining)] else first;
         try self.send_first(head, piece);
         if (too_long) return self.refuse_rest();
     }
 
     fn persistence(self: *const Reply) response_head.Persistence {
-        if (self.must_close) return .close;
+        if (self.progress.must_close) return .close;
         return switch (self.exchange.head.version) {
             .http_1_1 => .implied,
             .http_1_0 => .keep_alive,
@@ -206,11 +251,11 @@ pub const Reply = struct {
     /// Head and first piece in one send; copied together when that is cheaper than two pieces.
     fn send_first(self: *Reply, head: []const u8, piece: []const u8) WriteError!void {
         self.note_sent(piece.len);
-        if (self.framing == .chunked) {
+        if (self.progress.framing == .chunked) {
             if (piece.len == 0) return self.send(&.{head});
             var storage: [chunk_head_bytes_max]u8 = undefined;
             const chunk_head = write_chunk_head(&storage, piece.len);
-            return self.send(&.{ head, chunk_head, piece, "\r\n" });
+            return self.send(&.{ head, chunk_head, piece, chunk_end });
         }
         if (piece.len > copied_bytes_max) return self.send(&.{ head, piece });
         @memcpy(try self.head.tail(piece.len), piece);
@@ -219,15 +264,15 @@ pub const Reply = struct {
 
     fn send_piece(self: *Reply, bytes: []const u8) WriteError!void {
         if (bytes.len == 0) return;
-        switch (self.framing) {
+        switch (self.progress.framing) {
             .none => return,
             .until_close => {
                 self.note_sent(bytes.len);
                 return self.send(&.{bytes});
             },
             .content_length => {
-                const too_long = bytes.len > self.remaining;
-                const piece = if (too_long) bytes[0..@intCast(self.remaining)] else bytes;
+                const too_long = bytes.len > self.progress.remaining;
+                const piece = if (too_long) bytes[0..@intCast(self.progress.remaining)] else bytes;
                 self.note_sent(piece.len);
                 if (piece.len > 0) try self.send(&.{piece});
                 if (too_long) return self.refuse_rest();
@@ -235,19 +280,19 @@ pub const Reply = struct {
             .chunked => {
                 self.note_sent(bytes.len);
                 var storage: [chunk_head_bytes_max]u8 = undefined;
-                return self.send(&.{ write_chunk_head(&storage, bytes.len), bytes, "\r\n" });
+                return self.send(&.{ write_chunk_head(&storage, bytes.len), bytes, chunk_end });
             },
         }
     }
 
     fn refuse_rest(self: *Reply) WriteError {
-        self.must_close = true;
+        self.progress.must_close = true;
         return error.BodyTooLong;
     }
 
     fn note_sent(self: *Reply, count: usize) void {
-        self.body_bytes += count;
-        if (self.framing == .content_length) self.remaining -= count;
+        self.progress.body_bytes += count;
+        if (self.progress.framing == .content_length) self.progress.remaining -= count;
     }
 
     const chunk_head_bytes_max = 18;
@@ -260,7 +305,7 @@ pub const Reply = struct {
 
     /// Sends, keeps or waits until every byte is sent or kept.
     fn send(self: *Reply, pieces: []const []const u8) WriteError!void {
-        if (self.broken) return error.ClientGone;
+        if (self.progress.broken) return error.ClientGone;
         var vector: [4]sys.Iovec = undefined;
         var count: usize = 0;
         for (pieces) |piece| if (piece.len > 0) {
@@ -268,9 +313,8 @@ pub const Reply = struct {
             count += 1;
         };
         var rest: []sys.Iovec = vector[0..count];
-        const output = &self.exchange.output;
         // What was kept before goes first; it has been tried and the socket was full.
-        if (output.pending().len > 0) return self.keep(rest);
+        if (!self.exchange.output.is_empty()) return self.keep(rest);
         while (rest.len > 0) {
             const sent = self.send_once(rest) catch |err| switch (err) {
                 error.WouldBlock => return self.keep(rest),
@@ -287,21 +331,48 @@ pub const Reply = struct {
         return sys.send_vector(self.connection.fd, pieces);
     }
 
-    /// Keeps what fits into the limit; for the rest it waits until the client takes some.
     fn keep(self: *Reply, pieces: []sys.Iovec) WriteError!void {
+        return if (self.waits) self.keep_or_wait(pieces) else self.keep_or_pin(pieces);
+    }
+
+    /// Copies what is small, and pins the one piece that may be large.
+    fn keep_or_pin(self: *Reply, pieces: []const sys.Iovec) WriteError!void {
+        const output = &self.exchange.output;
+        for (pieces) |piece| {
+            const bytes = piece.base[0..piece.len];
+            if (output.pinned.len > 0) {
+                std.debug.assert(bytes.len <= chunk_end.len);
+                output.tail = chunk_end[chunk_end.len - bytes.len ..];
+            } else if (bytes.len >= pinned_bytes_min and !self.is_own(bytes)) {
+                output.pinned = bytes;
+            } else {
+                output.append(self.gpa, bytes) catch return self.fail();
+            }
+        }
+    }
+
+    /// Whether the bytes are the head's, which is written anew for the next response.
+    fn is_own(self: *const Reply, bytes: []const u8) bool {
+        const first = @intFromPtr(self.head.buffer.ptr);
+        const at = @intFromPtr(bytes.ptr);
+        return at >= first and at < first + self.head.buffer.len;
+    }
+
+    /// Keeps what fits into the limit; for the rest it waits until the client takes some.
+    fn keep_or_wait(self: *Reply, pieces: []sys.Iovec) WriteError!void {
         var rest = pieces;
         const output = &self.exchange.output;
         while (rest.len > 0) {
             var total: usize = 0;
             for (rest) |piece| total += piece.len;
-            if (output.pending().len + total <= self.limits.memory_bytes_max) {
+            if (output.kept_bytes() + total <= self.limits.memory_bytes_max) {
                 for (rest) |piece| {
                     output.append(self.gpa, piece.base[0..piece.len]) catch return self.fail();
                 }
                 return;
             }
             try self.wait_writable();
-            if (output.pending().len > 0) {
+            if (!output.is_empty()) {
                 try self.flush();
             } else {
                 const sent = self.send_once(rest) catch |err| switch (err) {
@@ -317,7 +388,8 @@ pub const Reply = struct {
 
     fn flush(self: *Reply) WriteError!void {
         const output = &self.exchange.output;
-        const count = sys.send(self.connection.fd, output.pending()) catch |err| switch (err) {
+        var storage: [Output.pieces_max]sys.Iovec = undefined;
+        const count = self.send_once(output.vector(&storage)) catch |err| switch (err) {
             error.WouldBlock => return,
             error.OutOfMemory, error.ConnectionGone, error.Unexpected => return self.fail(),
         };
@@ -331,8 +403,8 @@ pub const Reply = struct {
     }
 
     fn fail(self: *Reply) WriteError {
-        self.broken = true;
-        self.must_close = true;
+        self.progress.broken = true;
+        self.progress.must_close = true;
         return error.ClientGone;
     }
 

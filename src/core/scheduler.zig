@@ -12,10 +12,15 @@
 //!
 //! A worker without work parks; the one that parked last is woken first, so that thread-local
 //! resources of the application stay as few as the load needs. All state is under `mutex`, which is
-//! never held during a system call (but the futex's own), a poll, an application call or a wait for
+//! never held during a system call (but a futex's or the poller's wake), a poll, an application call or a wait for
 //! the GIL. `Host` brings what the scheduler does not know (see `Server`, and the fake in the tests):
 //!
-//!     Task                          a request, with a field `route`
+//! A request that has begun and parked (its client is slow) goes on with the worker that began it,
+//! so that what an application ties to a thread stays with the response. Such a request waits in
+//! its worker's own list.
+//!
+//!     Task                          a request; fields `route`, `has_begun`, `worker`, `next_own`
+//!     wake_poller(*Host)            ends a poll in progress
 //!     run(*Host, *Worker, *Task)    calls the application; attached
 //!     shed(*Host, *Worker, *Task)   answers 503: waited longer than `queue_timeout_ms`
 //!     poll(*Host, *Worker)          waits for events and submits tasks; detached
@@ -38,6 +43,8 @@ pub const Options = struct {
     /// Requests that may wait beyond those that a free thread will take.
     queue: u32,
     queue_timeout_ms: u64,
+    /// Most requests there can be at all: those that have begun are never refused.
+    capacity: u32,
 };
 
 pub const Worker = struct {
@@ -51,6 +58,11 @@ pub const Worker = struct {
     /// 1 when a parked worker shall go on.
     signal: std.atomic.Value(u32) = .init(0),
     next_parked: ?*Worker = null,
+    /// How long the request waited in the queue.
+    queued_ns: u64 = 0,
+    /// Requests that only this worker may go on with; `Host.Task`s, oldest first.
+    own_first: ?*anyopaque = null,
+    own_last: ?*anyopaque = null,
 };
 
 /// What a worker does, as far as the scheduler must know. Under the mutex.
@@ -62,7 +74,7 @@ pub fn Scheduler(comptime Host: type) type {
     return struct {
         const Self = @This();
         const Task = Host.Task;
-        const Entry = struct { task: *Task, since_ms: u64 };
+        const Entry = struct { task: *Task, since_ns: u64 };
         const Step = union(enum) { run: *Task, shed: *Task, attach, poll, stop };
 
         options: Options,
@@ -77,6 +89,8 @@ pub fn Scheduler(comptime Host: type) type {
         parked_count: u32 = 0,
         running: u32 = 0,
         attaching: u32 = 0,
+        /// Requests in the workers' own lists.
+        own_count: u32 = 0,
         stopping: bool = false,
         predictor: Predictor = .{},
         /// Counts calls begun and ended; the monitor sees by it that nothing moves.
@@ -99,7 +113,7 @@ pub fn Scheduler(comptime Host: type) type {
             options: Options,
             host: *Host,
         ) error{OutOfMemory}!Self {
-            const capacity = @as(usize, options.queue) + options.threads;
+            const capacity = @as(usize, options.queue) + options.threads + options.capacity;
             const ready = try gpa.alloc(Entry, capacity);
             return .{ .options = options, .host = host, .ready = ready };
         }
@@ -168,35 +182,70 @@ pub fn Scheduler(comptime Host: type) type {
 
         /// Queues what the poller has read. Returns how many were taken; the others find the queue
         /// full. The poller only.
-        pub fn submit(self: *Self, tasks: []const *Task, now_ms: u64) usize {
+        pub fn submit(self: *Self, tasks: []const *Task) usize {
+            const now_ns = sys.monotonic_ns();
             self.mutex.lock();
             defer self.mutex.unlock();
-            const free_threads = self.options.threads - self.running;
+            const free_threads = self.options.threads -| self.running;
             const room = self.options.queue + free_threads -| self.ready_count;
             const taken = @min(room, tasks.len);
-            for (tasks[0..taken]) |task| {
-                const slot = (self.ready_head + self.ready_count) % self.ready.len;
-                self.ready[slot] = .{ .task = task, .since_ms = now_ms };
-                self.ready_count += 1;
-            }
+            for (tasks[0..taken]) |task| self.push(task, now_ns);
             return taken;
         }
 
-        /// Takes out the request that has waited longest, if that is too long. The poller only.
-        pub fn take_expired(self: *Self, now_ms: u64) ?*Task {
+        /// Queues a request that has begun, for its own worker where it has one. The poller only.
+        pub fn submit_begun(self: *Self, task: *Task) void {
+            const now_ns = sys.monotonic_ns();
             self.mutex.lock();
-            defer self.mutex.unlock();
-            if (self.ready_count == 0 or !self.is_expired(now_ms)) return null;
-            self.shed_count += 1;
-            return self.pop();
+            const worker = task.worker orelse {
+                self.push(task, now_ns);
+                self.mutex.unlock();
+                return;
+            };
+            task.next_own = null;
+            if (last_own(worker)) |last| last.next_own = task else worker.own_first = task;
+            worker.own_last = task;
+            self.own_count += 1;
+            const parked = worker.phase == .parked and self.unpark_this(worker);
+            self.mutex.unlock();
+            if (parked) wake(worker);
         }
 
-        /// When the request that waits longest will have waited too long.
+        fn last_own(worker: *Worker) ?*Task {
+            if (worker.own_first == null) return null;
+            return @ptrCast(@alignCast(worker.own_last));
+        }
+
+        fn pop_own(self: *Self, worker: *Worker) ?*Task {
+            const task: *Task = @ptrCast(@alignCast(worker.own_first orelse return null));
+            worker.own_first = task.next_own;
+            self.own_count -= 1;
+            return task;
+        }
+
+        fn push(self: *Self, task: *Task, now_ns: u64) void {
+            const slot = (self.ready_head + self.ready_count) % self.ready.len;
+            self.ready[slot] = .{ .task = task, .since_ns = now_ns };
+            self.ready_count += 1;
+        }
+
+        /// Takes out the request that has waited longest, if that is too long. The poller only.
+        pub fn take_expired(self: *Self) ?*Task {
+            self.mutex.lock();
+            defer self.mutex.unlock();
+            if (self.ready_count == 0 or !self.is_expired(sys.monotonic_ns())) return null;
+            self.shed_count += 1;
+            return self.pop().task;
+        }
+
+        /// When the request that waits longest will have waited too long; null when none will.
         pub fn next_expiry_ms(self: *Self) ?u64 {
             self.mutex.lock();
             defer self.mutex.unlock();
             if (self.ready_count == 0) return null;
-            return self.ready[self.ready_head].since_ms +| self.options.queue_timeout_ms;
+            const first = self.ready[self.ready_head];
+            if (first.task.has_begun) return null;
+            return first.since_ns / std.time.ns_per_ms +| self.options.queue_timeout_ms;
         }
 
         pub fn counts(self: *Self) Counts {
@@ -211,15 +260,17 @@ pub fn Scheduler(comptime Host: type) type {
             };
         }
 
-        fn is_expired(self: *const Self, now_ms: u64) bool {
-            return self.ready[self.ready_head].since_ms +| self.options.queue_timeout_ms <= now_ms;
+        fn is_expired(self: *const Self, now_ns: u64) bool {
+            const first = self.ready[self.ready_head];
+            const limit_ns = self.options.queue_timeout_ms *| std.time.ns_per_ms;
+            return !first.task.has_begun and now_ns -| first.since_ns >= limit_ns;
         }
 
-        fn pop(self: *Self) *Task {
-            const task = self.ready[self.ready_head].task;
+        fn pop(self: *Self) Entry {
+            const entry = self.ready[self.ready_head];
             self.ready_head = (self.ready_head + 1) % self.ready.len;
             self.ready_count -= 1;
-            return task;
+            return entry;
         }
 
         /// Ends the step that the worker did and chooses the next; parks in between if it must.
@@ -227,11 +278,18 @@ pub fn Scheduler(comptime Host: type) type {
             const now_ns = sys.monotonic_ns();
             self.mutex.lock();
             self.end_step(worker, now_ns);
+            if (self.own_count > 0) self.wake_an_owner(worker);
             while (!self.stopping) {
                 if (self.holder == null) self.holder = worker;
-                if (self.ready_count > 0 and self.running < self.options.threads) {
-                    if (worker.attached) return self.begin_call(worker, now_ns);
-                    if (self.attaching == 0) return self.begin_attach(worker);
+                if (self.running < self.options.threads) {
+                    if (worker.own_first != null) {
+                        if (!worker.attached) return self.begin_attach(worker);
+                        return self.begin_own(worker, now_ns);
+                    }
+                    if (self.ready_count > 0) {
+                        if (worker.attached) return self.begin_call(worker, now_ns);
+                        if (self.attaching == 0) return self.begin_attach(worker);
+                    }
                 }
                 if (worker.attached) {
                     self.mutex.unlock();
@@ -266,18 +324,36 @@ pub fn Scheduler(comptime Host: type) type {
 
         /// Takes the first request, and gives the baton away if the call looks slow. Unlocks.
         fn begin_call(self: *Self, worker: *Worker, now_ns: u64) Step {
-            const expired = self.is_expired(now_ns / std.time.ns_per_ms);
-            const task = self.pop();
+            const expired = self.is_expired(now_ns);
+            const entry = self.pop();
+            const task = entry.task;
             if (expired) {
                 self.shed_count += 1;
                 self.mutex.unlock();
                 return .{ .shed = task };
             }
+            worker.queued_ns = now_ns -| entry.since_ns;
+            self.begin_running(worker, task, now_ns);
+            return self.run_step(worker, task);
+        }
+
+        /// Goes on with a request that only this worker may go on with. Unlocks.
+        fn begin_own(self: *Self, worker: *Worker, now_ns: u64) Step {
+            const task = self.pop_own(worker).?;
+            self.begin_running(worker, task, now_ns);
+            return self.run_step(worker, task);
+        }
+
+        fn begin_running(self: *Self, worker: *Worker, task: *Task, now_ns: u64) void {
             worker.phase = .running;
             worker.started_ns = now_ns;
             worker.route = task.route;
             self.running += 1;
             self.progress += 1;
+        }
+
+        /// Gives the baton away if the call looks slow. Unlocks.
+        fn run_step(self: *Self, worker: *Worker, task: *Task) Step {
             var successor: ?*Worker = null;
             if (self.predictor.expects_slow(task.route)) {
                 if (self.holder == worker) {
@@ -290,6 +366,20 @@ pub fn Scheduler(comptime Host: type) type {
             self.unlock_watched();
             if (successor) |other| wake(other);
             return .{ .run = task };
+        }
+
+        /// A thread may have become free for a request that waits for a worker without work. That
+        /// worker could not begin it when it came, with all threads running.
+        fn wake_an_owner(self: *Self, except: *Worker) void {
+            if (self.running >= self.options.threads or except.own_first != null) return;
+            var next_worker = self.parked;
+            while (next_worker) |worker| : (next_worker = worker.next_parked) {
+                if (worker.own_first == null) continue;
+                _ = self.unpark_this(worker);
+                return wake(worker);
+            }
+            const holder = self.holder orelse return;
+            if (holder.phase == .polling and holder.own_first != null) self.host.wake_poller();
         }
 
         fn begin_attach(self: *Self, worker: *Worker) Step {
@@ -328,6 +418,18 @@ pub fn Scheduler(comptime Host: type) type {
             self.parked = worker.next_parked;
             self.parked_count -= 1;
             return worker;
+        }
+
+        /// Takes this worker out of the list of parked ones; false when it is not in it.
+        fn unpark_this(self: *Self, wanted: *Worker) bool {
+            var link = &self.parked;
+            while (link.*) |worker| : (link = &worker.next_parked) {
+                if (worker != wanted) continue;
+                link.* = worker.next_parked;
+                self.parked_count -= 1;
+                return true;
+            }
+            return false; // woken already, and on its way
         }
 
         fn wake(worker: *Worker) void {

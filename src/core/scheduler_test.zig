@@ -7,11 +7,20 @@ const scheduler_module = @import("scheduler.zig");
 const Worker = scheduler_module.Worker;
 const Futex = std.Thread.Futex;
 
-const Kind = enum { fast, blocking, spinning };
+const Kind = enum {
+    fast,
+    blocking,
+    spinning,
+    /// Parks in the middle: its second half is for the worker that did the first.
+    parking,
+};
 
 const FakeTask = struct {
     route: u16,
     kind: Kind,
+    has_begun: bool = false,
+    worker: ?*Worker = null,
+    next_own: ?*FakeTask = null,
     /// How often it was begun and not yet submitted again; never above one.
     begun: std.atomic.Value(u32) = .init(0),
     calls: u32 = 0,
@@ -49,19 +58,28 @@ const FakeHost = struct {
         if (self.pollers.fetchAdd(1, .acq_rel) != 0) self.fault();
         defer _ = self.pollers.fetchSub(1, .acq_rel);
         const seen = self.arrivals.load(.acquire);
-        while (self.scheduler.take_expired(now_ms())) |task| self.count_shed(task);
+        while (self.scheduler.take_expired()) |task| self.count_shed(task);
         var batch: [16]*FakeTask = undefined;
         const count = self.take_arrived(&batch);
         if (count > 0) {
-            const taken = self.scheduler.submit(batch[0..count], now_ms());
-            for (batch[taken..count]) |task| self.count_shed(task);
+            for (batch[0..count]) |task| self.submit(task);
             return;
         }
         if (self.remaining.load(.acquire) <= 0) return self.finished.set();
         Futex.timedWait(&self.arrivals, seen, 5 * std.time.ns_per_ms) catch {};
     }
 
-    pub fn run(self: *FakeHost, _: *Worker, task: *FakeTask) void {
+    fn submit(self: *FakeHost, task: *FakeTask) void {
+        if (task.has_begun) return self.scheduler.submit_begun(task);
+        if (self.scheduler.submit(&.{task}) == 0) self.count_shed(task);
+    }
+
+    pub fn wake_poller(self: *FakeHost) void {
+        _ = self.arrivals.fetchAdd(1, .acq_rel);
+        Futex.wake(&self.arrivals, 1);
+    }
+
+    pub fn run(self: *FakeHost, worker: *Worker, task: *FakeTask) void {
         const now = self.running.fetchAdd(1, .acq_rel) + 1;
         _ = self.running_max.fetchMax(now, .acq_rel);
         if (now > self.threads_max) self.fault();
@@ -70,6 +88,14 @@ const FakeHost = struct {
         task.calls += 1;
         switch (task.kind) {
             .fast => {},
+            .parking => if (task.has_begun) {
+                if (task.worker != worker) self.fault();
+                task.has_begun = false;
+                task.worker = null;
+            } else {
+                task.has_begun = true;
+                task.worker = worker;
+            },
             .blocking => {
                 self.gil.unlock();
                 std.Thread.sleep(700 * std.time.ns_per_us);
@@ -148,6 +174,7 @@ fn play(scenario: Scenario) !Outcome {
         .threads = scenario.threads,
         .queue = scenario.queue,
         .queue_timeout_ms = scenario.queue_timeout_ms,
+        .capacity = @intCast(scenario.kinds.len),
     }, &host);
     defer scheduler.deinit(gpa);
     host.scheduler = &scheduler;
@@ -221,6 +248,13 @@ test "spinning calls lose the baton to a thread that polls" {
 test "a mixture finishes for many sizes" {
     const kinds = [_]Kind{ .fast, .blocking, .fast, .spinning, .fast, .fast, .blocking, .fast };
     for ([_]u32{ 1, 2, 3, 8, 16 }) |threads| {
+        _ = try play(.{ .threads = threads, .calls = 1500, .kinds = &kinds });
+    }
+}
+
+test "a request that parked goes on with its worker" {
+    const kinds = [_]Kind{ .parking, .blocking, .parking, .fast, .parking, .spinning, .parking };
+    for ([_]u32{ 1, 2, 4 }) |threads| {
         _ = try play(.{ .threads = threads, .calls = 1500, .kinds = &kinds });
     }
 }

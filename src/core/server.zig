@@ -70,10 +70,12 @@ pub const Options = struct {
     }
 };
 
-/// What calls the application. `handle` must leave the reply finished, aborted or broken.
+/// What calls the application. Both functions leave the reply finished, aborted, broken or parked.
 pub const Application = struct {
     context: *anyopaque,
     handle: *const fn (*anyopaque, *Crew) void,
+    /// Goes on with a parked reply, whose continuation is the exchange's no more.
+    proceed: *const fn (*anyopaque, *Crew, continuation: *anyopaque) void,
     interlude: body_module.Interlude,
 };
 
@@ -150,6 +152,7 @@ pub const Server = struct {
             .threads = options.threads,
             .queue = options.queue,
             .queue_timeout_ms = options.queue_timeout_ms,
+            .capacity = options.connections,
         }, self);
         errdefer scheduler.deinit(gpa);
         const crews = try gpa.alloc(Crew, scheduler.worker_count());
@@ -261,18 +264,30 @@ pub const Server = struct {
         self.poller.poll();
     }
 
-    /// Answers one request, on a worker that has the GIL.
+    pub fn wake_poller(self: *Server) void {
+        self.poller.reactor.wake();
+    }
+
+    /// Answers a request or goes on with its answer, on a worker that has the GIL.
     pub fn run(self: *Server, worker: *Worker, connection: *Connection) void {
         const crew: *Crew = @fieldParentPtr("worker", worker);
         const exchange = connection.exchange.?;
         connection.state = .running;
         crew.connection = connection;
         crew.exchange = exchange;
-        connection.requests +|= 1;
-        const limit = self.options.requests_per_connection;
-        const may_persist = limit == 0 or connection.requests < limit;
-        crew.reply.begin(connection, exchange, may_persist);
-        self.application.handle(self.application.context, crew);
+        connection.active_ns = worker.started_ns;
+        if (exchange.continuation) |continuation| {
+            exchange.continuation = null;
+            crew.reply.proceed(connection, exchange);
+            self.application.proceed(self.application.context, crew, continuation);
+        } else {
+            connection.requests +|= 1;
+            const limit = self.options.requests_per_connection;
+            const may_persist = limit == 0 or connection.requests < limit;
+            crew.reply.begin(connection, exchange, may_persist);
+            self.application.handle(self.application.context, crew);
+        }
+        if (exchange.continuation != null) return self.release_parked(connection);
         _ = self.requests.fetchAdd(1, .monotonic);
         self.release(connection, &crew.reply);
     }
@@ -293,18 +308,21 @@ pub const Server = struct {
     /// the hand-back list.
     fn release(self: *Server, connection: *Connection, reply: *Reply) void {
         const exchange = connection.exchange.?;
-        if (reply.broken) {
+        const progress = &reply.progress;
+        connection.has_begun = false;
+        connection.worker = null;
+        if (progress.broken) {
             connection.state = .closing;
             return self.hand_back(connection);
         }
-        const after: connection_module.After = if (!reply.must_close)
+        const after: connection_module.After = if (!progress.must_close)
             .keep
         else if (exchange.body.complete and !exchange.has_more() and !connection.unread)
             .close
         else
             .linger;
         connection.after = after;
-        if (exchange.output.pending().len > 0) {
+        if (!exchange.output.is_empty()) {
             connection.state = .writing;
             connection.deadline_ms = sys.monotonic_ms() + self.options.write_timeout_ms;
         } else if (after == .keep and !exchange.has_more() and !connection.unread) {
@@ -316,8 +334,21 @@ pub const Server = struct {
             connection.state = .writing; // with nothing to write: the poller does what comes after
             return self.hand_back(connection);
         }
-        // From here the connection may be the poller's. If the poller saw something while it was
-        // ours, no new event will tell of it.
+        self.give_up_turn(connection);
+    }
+
+    /// The poller sends what the producer is ahead of its client, then lets it proceed.
+    fn release_parked(self: *Server, connection: *Connection) void {
+        connection.has_begun = true;
+        connection.state = .writing;
+        connection.after = .proceed;
+        connection.deadline_ms = sys.monotonic_ms() + self.options.write_timeout_ms;
+        self.give_up_turn(connection);
+    }
+
+    /// From here the connection may be the poller's. If the poller saw something while it was the
+    /// worker's, no new event will tell of it.
+    fn give_up_turn(self: *Server, connection: *Connection) void {
         if (connection.turn.cmpxchgStrong(Turn.worker, 0, .acq_rel, .acquire) != null) {
             self.hand_back(connection);
         }
@@ -356,7 +387,7 @@ pub const Server = struct {
             return;
         };
         var sent: usize = 0;
-        if (exchange.output.pending().len == 0) {
+        if (exchange.output.is_empty()) {
             sent = sys.send(connection.fd, text) catch |err| switch (err) {
                 error.WouldBlock => 0,
                 error.OutOfMemory, error.ConnectionGone, error.Unexpected => {

@@ -4,6 +4,10 @@
 //! application does ends here: an exception of any kind is reported and answered 500, or, with the
 //! head sent, the connection is cut so that the client sees that something is missing. `close` of
 //! the iterable is called once, always.
+//!
+//! A response whose client is slow is parked: its iterator, its context and what it has pinned wait
+//! in a `Continuation`, and the thread is free. It goes on with the same thread and in the same
+//! context, so that neither thread-local nor context-local state changes under a generator.
 
 const std = @import("std");
 const core = @import("core");
@@ -31,6 +35,53 @@ const Trouble = error{
 
 pub const Listener = struct { name: *Object, port: *Object };
 
+/// A response in progress. Owned references.
+const Response = struct {
+    iterable: ?*Object = null,
+    /// None where one piece is the whole body.
+    iterator: ?*Object = null,
+    /// The piece that the output still refers to.
+    piece: ?*Object = null,
+    input: ?*input_stream.InputStream = null,
+    /// Of the whole body, where it is known before the first piece is sent.
+    length: ?u64 = null,
+
+    fn drop(self: *Response) void {
+        capi.drop_maybe(self.iterator);
+        capi.drop_maybe(self.iterable);
+        self.drop_piece();
+        if (self.input) |stream| {
+            input_stream.close_for_good(stream);
+            capi.drop(&stream.head);
+        }
+        self.* = .{};
+    }
+
+    fn drop_piece(self: *Response) void {
+        capi.drop_maybe(self.piece);
+        self.piece = null;
+    }
+};
+
+/// A response that is parked: what the exchange's `continuation` points to.
+const Continuation = struct {
+    response: Response,
+    context: *Object,
+    /// Kept by the application; else the worker's own do.
+    handles: ?call_module.Handles,
+};
+
+const State = enum { finished, parked };
+
+/// What each worker has for the request that it serves.
+const Seat = struct {
+    handles: ?call_module.Handles = null,
+    /// Going on with this, instead of beginning a request.
+    response: Response = .{},
+    is_proceeding: bool = false,
+    state: State = .finished,
+};
+
 pub const Bridge = struct {
     gpa: std.mem.Allocator,
     application: *Object,
@@ -38,8 +89,8 @@ pub const Bridge = struct {
     context_type: *Object,
     names: Names,
     environs: Environs,
-    /// By worker; null until the worker's first request and after an application kept one.
-    handles: []?call_module.Handles,
+    /// By worker.
+    seats: []Seat,
 
     pub fn create(
         gpa: std.mem.Allocator,
@@ -54,7 +105,6 @@ pub const Bridge = struct {
         self.names = try Names.init();
         try input_stream.init_type();
         try call_module.init_type();
-        call_module.handles_of = handles_of;
         const wrapper = try file_wrapper.init_type(&self.names.keys);
         const contextvars = try capi.owned(capi.PyImport_ImportModule("contextvars"));
         defer capi.drop(contextvars);
@@ -66,8 +116,8 @@ pub const Bridge = struct {
         }
         const connections = options.connections;
         self.environs = try Environs.init(gpa, &self.names, bases, empty_input, connections);
-        self.handles = try gpa.alloc(?call_module.Handles, options.threads + 1);
-        @memset(self.handles, null);
+        self.seats = try gpa.alloc(Seat, options.threads + 1);
+        @memset(self.seats, .{});
         self.application = capi.new(application);
         self.report = capi.new(report);
         return self;
@@ -123,6 +173,8 @@ pub const Bridge = struct {
             .{ keys.@"wsgi.input_terminated", capi.boolean(true) },
             .{ keys.@"wsgi.early_hints", capi.none() },
             .{ keys.@"serve_zig.client_disconnected", capi.none() },
+            .{ keys.@"serve_zig.request_id", capi.none() },
+            .{ keys.@"serve_zig.queue_seconds", capi.none() },
         };
         inline for (entries) |entry| {
             defer capi.drop(entry[1]);
@@ -139,6 +191,7 @@ pub const Bridge = struct {
         return .{
             .context = self,
             .handle = handle,
+            .proceed = proceed,
             .interlude = .{ .leave = leave, .enter = enter },
         };
     }
@@ -155,78 +208,144 @@ pub const Bridge = struct {
         return @ptrCast(@alignCast(context));
     }
 
-    fn handles_of(crew: *Crew) *const call_module.Handles {
-        const self = of(crew.server.application.context);
-        return &self.handles[crew.worker.index].?;
-    }
-
     // ---- One request -----------------------------------------------------------------------
 
     fn handle(context: *anyopaque, crew: *Crew) void {
         const self = of(context);
-        self.handle_in_context(crew) catch {
+        self.begin(crew) catch {
             // Not even the context could be made: the memory is gone.
             self.give_up(crew, error.Raised);
         };
     }
 
     /// Each request has a contextvars context of its own, so that nothing leaks into the next.
-    fn handle_in_context(self: *Bridge, crew: *Crew) capi.Error!void {
-        const slot = &self.handles[crew.worker.index];
-        if (slot.* == null) slot.* = try call_module.Handles.create(&step_definition);
-        const handles = slot.*.?;
-        handles.call.crew = crew;
-        defer {
-            handles.close_for_good();
-            if (handles.are_kept()) {
-                handles.drop();
-                slot.* = null;
-            }
-        }
+    fn begin(self: *Bridge, crew: *Crew) capi.Error!void {
+        const seat = &self.seats[crew.worker.index];
+        if (seat.handles == null) seat.handles = try call_module.Handles.create(&step_definition);
         const request_context = try capi.owned(capi.PyObject_CallNoArgs(self.context_type));
-        defer capi.drop(request_context);
+        seat.is_proceeding = false;
+        return self.step_in(crew, seat, seat.handles.?, request_context);
+    }
+
+    fn proceed(context: *anyopaque, crew: *Crew, opaque_continuation: *anyopaque) void {
+        const self = of(context);
+        const seat = &self.seats[crew.worker.index];
+        const continuation: *Continuation = @ptrCast(@alignCast(opaque_continuation));
+        const taken = continuation.*;
+        self.gpa.destroy(continuation);
+        seat.response = taken.response;
+        seat.is_proceeding = true;
+        const handles = taken.handles orelse seat.handles.?;
+        if (taken.response.input) |stream| stream.crew = crew;
+        self.step_in(crew, seat, handles, taken.context) catch self.give_up(crew, error.Raised);
+    }
+
+    /// Serves, as far as it goes, inside the request's context, whose reference is used up.
+    fn step_in(
+        self: *Bridge,
+        crew: *Crew,
+        seat: *Seat,
+        handles: call_module.Handles,
+        request_context: *Object,
+    ) capi.Error!void {
+        handles.call.crew = crew;
+        seat.state = .finished;
         const end: ?*Object = null;
-        const result = try capi.owned(capi.PyObject_CallMethodObjArgs(
+        const result = capi.PyObject_CallMethodObjArgs(
             request_context,
             self.names.keys.run,
             handles.step,
             end,
-        ));
-        capi.drop(result);
+        );
+        handles.close_for_good();
+        const is_own = if (seat.handles) |own| own.call == handles.call else false;
+        const are_kept = handles.are_kept();
+        if (is_own and are_kept) seat.handles = null;
+        if (seat.state == .parked) {
+            const kept = if (is_own and !are_kept) null else handles;
+            self.park(crew, seat, request_context, kept);
+        } else {
+            if (!is_own or are_kept) handles.drop();
+            capi.drop(request_context);
+        }
+        capi.drop(try capi.owned(result));
+    }
+
+    fn park(
+        self: *Bridge,
+        crew: *Crew,
+        seat: *Seat,
+        request_context: *Object,
+        handles: ?call_module.Handles,
+    ) void {
+        if (seat.response.input) |stream| input_stream.close_for_good(stream);
+        // What an application ties to a thread stays with its iterator.
+        if (seat.response.iterator != null) crew.connection.worker = &crew.worker;
+        const continuation = self.gpa.create(Continuation) catch {
+            crew.reply.progress.broken = true;
+            seat.response.drop();
+            capi.drop(request_context);
+            if (handles) |kept| kept.drop();
+            return;
+        };
+        continuation.* = .{
+            .response = seat.response,
+            .context = request_context,
+            .handles = handles,
+        };
+        seat.response = .{};
+        crew.reply.park(continuation);
     }
 
     /// What `Context.run` calls.
     fn step(object: ?*Object, _: ?*Object) callconv(.c) ?*Object {
-        const call = call_module.of(object);
-        const crew = call.crew.?;
+        const crew = call_module.of(object).crew.?;
         const self = of(crew.server.application.context);
-        self.serve(crew);
+        const seat = &self.seats[crew.worker.index];
+        var response = seat.response;
+        seat.response = .{};
+        seat.state = self.advance(crew, object, seat.is_proceeding, &response) catch |err| blk: {
+            self.give_up(crew, err);
+            break :blk .finished;
+        };
+        if (seat.state == .parked) {
+            seat.response = response;
+        } else {
+            if (response.iterable) |iterable| {
+                self.close_iterable(iterable) catch |err| self.give_up(crew, err);
+            }
+            response.drop();
+        }
         return capi.none();
     }
 
-    fn serve(self: *Bridge, crew: *Crew) void {
-        var input: ?*input_stream.InputStream = null;
-        if (crew.exchange.body.mode != .none) {
-            input = input_stream.create(crew) catch |err| return self.give_up(crew, err);
+    fn advance(
+        self: *Bridge,
+        crew: *Crew,
+        call: ?*Object,
+        is_proceeding: bool,
+        response: *Response,
+    ) Trouble!State {
+        if (is_proceeding) {
+            response.drop_piece();
+            if (crew.reply.progress.broken) return error.ClientGone;
+            if (response.iterator != null) return self.iterate(crew, response);
+            return self.finish(crew);
         }
-        defer if (input) |stream| {
-            input_stream.close_for_good(stream);
-            capi.drop(&stream.head);
-        };
-        const iterable = self.call_application(crew, input) catch |err| {
-            return self.give_up(crew, err);
-        };
-        defer capi.drop(iterable);
-        self.respond(crew, iterable) catch |err| self.give_up(crew, err);
-        self.close_iterable(iterable) catch |err| self.give_up(crew, err);
+        if (crew.exchange.body.mode != .none) response.input = try input_stream.create(crew);
+        response.iterable = try self.call_application(crew, call_module.of(call), response.input);
+        return self.respond(crew, response);
     }
 
     fn call_application(
         self: *Bridge,
         crew: *Crew,
+        call: *call_module.Call,
         input: ?*input_stream.InputStream,
     ) capi.Error!*Object {
-        const handles = handles_of(crew);
+        // The worker's own: only a request that begins calls the application.
+        const handles = &self.seats[crew.worker.index].handles.?;
+        std.debug.assert(handles.call == call);
         const environ = try self.environs.build(crew, handles, input);
         defer capi.drop(environ);
         const end: ?*Object = null;
@@ -249,28 +368,19 @@ pub const Bridge = struct {
 
     // ---- The response --------------------------------------------------------------------------
 
-    fn respond(self: *Bridge, crew: *Crew, iterable: *Object) Trouble!void {
+    fn respond(self: *Bridge, crew: *Crew, response: *Response) Trouble!State {
+        const iterable = response.iterable.?;
         if (capi.is_exact(iterable, &capi.PyList_Type)) {
             const count = capi.PyList_Size(iterable);
-            if (count == 1) return self.respond_single(crew, capi.PyList_GetItem(iterable, 0).?);
-            try self.respond_sequence(crew, iterable, count, capi.PyList_GetItem);
-        } else if (capi.is_exact(iterable, &capi.PyTuple_Type)) {
-            const count = capi.PyTuple_Size(iterable);
-            if (count == 1) return self.respond_single(crew, capi.PyTuple_GetItem(iterable, 0).?);
-            try self.respond_sequence(crew, iterable, count, capi.PyTuple_GetItem);
-        } else {
-            try self.respond_iterator(crew, iterable);
+            return self.respond_sequence(crew, response, count, capi.PyList_GetItem);
         }
-        return self.finish(crew);
-    }
-
-    fn respond_single(self: *Bridge, crew: *Crew, piece: *Object) Trouble!void {
-        const bytes = try piece_bytes(piece);
-        // The list may be changed by another thread while the client is waited for.
-        _ = capi.new(piece);
-        defer capi.drop(piece);
-        try self.write(crew, bytes, bytes.len);
-        return self.finish(crew);
+        if (capi.is_exact(iterable, &capi.PyTuple_Type)) {
+            const count = capi.PyTuple_Size(iterable);
+            return self.respond_sequence(crew, response, count, capi.PyTuple_GetItem);
+        }
+        response.iterator = try capi.owned(capi.PyObject_GetIter(iterable));
+        if (is_of_length_one(iterable)) return self.respond_first(crew, response);
+        return self.iterate(crew, response);
     }
 
     /// All pieces are there, so the length is known, and a wrong piece is found before the head is
@@ -278,65 +388,97 @@ pub const Bridge = struct {
     fn respond_sequence(
         self: *Bridge,
         crew: *Crew,
-        sequence: *Object,
+        response: *Response,
         count: capi.ssize,
         comptime item: fn (*Object, capi.ssize) callconv(.c) ?*Object,
-    ) Trouble!void {
+    ) Trouble!State {
+        const sequence = response.iterable.?;
+        if (count == 1) {
+            const piece = item(sequence, 0) orelse return error.Raised;
+            return self.respond_single(crew, response, capi.new(piece));
+        }
         var total: u64 = 0;
         var index: capi.ssize = 0;
         while (index < count) : (index += 1) {
             const piece = item(sequence, index) orelse return error.Raised;
             total += (try piece_bytes(piece)).len;
         }
-        if (total <= joined_bytes_max) return self.write_joined(crew, sequence, count, total, item);
-        index = 0;
-        while (index < count) : (index += 1) {
-            // Another thread may have changed the list while the client was waited for.
-            const piece = item(sequence, index) orelse return error.Raised;
-            const bytes = try piece_bytes(piece);
-            _ = capi.new(piece);
-            defer capi.drop(piece);
-            if (bytes.len > 0) try self.write(crew, bytes, total);
+        if (total > joined_bytes_max) {
+            response.iterator = try capi.owned(capi.PyObject_GetIter(sequence));
+            response.length = total;
+            return self.iterate(crew, response);
         }
+        return self.respond_single(crew, response, try join(sequence, count, total, item));
     }
 
-    fn write_joined(
-        self: *Bridge,
-        crew: *Crew,
+    /// New bytes of all the pieces, which have been checked.
+    fn join(
         sequence: *Object,
         count: capi.ssize,
         total: u64,
         comptime item: fn (*Object, capi.ssize) callconv(.c) ?*Object,
-    ) Trouble!void {
-        const joined = self.gpa.alloc(u8, @intCast(total)) catch {
-            _ = capi.PyErr_NoMemory();
-            return error.Raised;
-        };
-        defer self.gpa.free(joined);
+    ) capi.Error!*Object {
+        const joined = try capi.owned(capi.PyBytes_FromStringAndSize(null, @intCast(total)));
+        errdefer capi.drop(joined);
+        const target = capi.PyBytes_AsString(joined) orelse return error.Raised;
         var used: usize = 0;
         var index: capi.ssize = 0;
         while (index < count) : (index += 1) {
             const piece = item(sequence, index) orelse return error.Raised;
             const bytes = try piece_bytes(piece);
-            @memcpy(joined[used..][0..bytes.len], bytes);
+            @memcpy(target[used..][0..bytes.len], bytes);
             used += bytes.len;
         }
-        return self.write(crew, joined, total);
+        return joined;
     }
 
-    fn respond_iterator(self: *Bridge, crew: *Crew, iterable: *Object) Trouble!void {
-        const iterator = try capi.owned(capi.PyObject_GetIter(iterable));
-        defer capi.drop(iterator);
-        const single = is_of_length_one(iterable);
-        while (capi.PyIter_Next(iterator)) |piece| {
-            defer capi.drop(piece);
+    /// Sends the one piece that is the whole body; its reference is used up.
+    fn respond_single(
+        self: *Bridge,
+        crew: *Crew,
+        response: *Response,
+        piece: *Object,
+    ) Trouble!State {
+        response.piece = piece;
+        const bytes = try piece_bytes(piece);
+        if (try self.offer(crew, bytes, bytes.len) == .full) return .parked;
+        return self.finish(crew);
+    }
+
+    /// The iterable says that it has one piece, so the first that is not empty is the whole body.
+    fn respond_first(self: *Bridge, crew: *Crew, response: *Response) Trouble!State {
+        while (capi.PyIter_Next(response.iterator.?)) |piece| {
+            response.piece = piece;
             const bytes = try piece_bytes(piece);
-            if (bytes.len == 0) continue;
-            try self.write(crew, bytes, if (single) bytes.len else null);
-            // HEAD, 204, 304: nothing that would follow is sent.
-            if (crew.reply.framing == .none) return;
+            if (bytes.len > 0) {
+                if (try self.offer(crew, bytes, bytes.len) == .full) return .parked;
+                break;
+            }
+            response.drop_piece();
+        }
+        response.drop_piece();
+        return self.iterate(crew, response);
+    }
+
+    fn iterate(self: *Bridge, crew: *Crew, response: *Response) Trouble!State {
+        const iterator = response.iterator.?;
+        // HEAD, 204, 304: nothing that would follow the head is sent.
+        while (!self.has_said_all(crew)) {
+            const piece = capi.PyIter_Next(iterator) orelse break;
+            response.piece = piece;
+            const bytes = try piece_bytes(piece);
+            if (bytes.len > 0 and try self.offer(crew, bytes, response.length) == .full) {
+                return .parked;
+            }
+            response.drop_piece();
         }
         if (capi.PyErr_Occurred() != null) return error.Raised;
+        return self.finish(crew);
+    }
+
+    fn has_said_all(_: *Bridge, crew: *Crew) bool {
+        const progress = &crew.reply.progress;
+        return progress.head_sent and progress.framing == .none;
     }
 
     /// PEP 3333, "Handling the Content-Length Header": then the first piece is the whole body.
@@ -356,16 +498,15 @@ pub const Bridge = struct {
         return capi.bytes_of(piece);
     }
 
-    fn write(self: *Bridge, crew: *Crew, bytes: []const u8, length: ?u64) Trouble!void {
-        _ = self;
-        if (!crew.reply.started) return not_started();
-        crew.reply.write(bytes, length) catch |err| return trouble_of(err);
+    fn offer(_: *Bridge, crew: *Crew, bytes: []const u8, length: ?u64) Trouble!core.reply.Flow {
+        if (!crew.reply.progress.started) return not_started();
+        return crew.reply.offer(bytes, length) catch |err| return trouble_of(err);
     }
 
-    fn finish(self: *Bridge, crew: *Crew) Trouble!void {
-        _ = self;
-        if (!crew.reply.started) return not_started();
+    fn finish(_: *Bridge, crew: *Crew) Trouble!State {
+        if (!crew.reply.progress.started) return not_started();
         crew.reply.finish() catch |err| return trouble_of(err);
+        return .finished;
     }
 
     fn not_started() Trouble {
@@ -407,12 +548,12 @@ pub const Bridge = struct {
             error.Raised => {
                 const exception = capi.take_exception();
                 defer capi.drop_maybe(exception);
-                const client_left = reply.broken and is_os_error(exception);
+                const client_left = reply.progress.broken and is_os_error(exception);
                 if (!client_left) self.report_trouble(crew, exception);
             },
         }
-        if (reply.head_sent or reply.broken) {
-            if (!reply.finished) reply.abort();
+        if (reply.progress.head_sent or reply.progress.broken) {
+            if (!reply.progress.finished) reply.abort();
             return;
         }
         answer_500(reply) catch reply.abort();
@@ -427,7 +568,7 @@ pub const Bridge = struct {
         const text = "500 Internal Server Error\n";
         try reply.start("500 Internal Server Error");
         try reply.head.add("Content-Type", "text/plain; charset=utf-8");
-        reply.must_close = true;
+        reply.progress.must_close = true;
         try reply.write(text, text.len);
         try reply.finish();
     }

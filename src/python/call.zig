@@ -15,6 +15,8 @@ pub const Call = extern struct {
     head: Object,
     /// The worker; null when the request is over.
     crew: ?*Crew,
+    /// What start_response returns; borrowed from the same `Handles`.
+    write: ?*Object,
     /// A `write` is in progress, perhaps waiting for the client without the GIL.
     busy: bool,
 };
@@ -39,10 +41,12 @@ pub const Handles = struct {
         const call = try capi.allocate(Call, type_object.?);
         call.crew = null;
         call.busy = false;
+        const writer = try bound(call, &write_definition);
+        call.write = writer;
         return .{
             .call = call,
             .start_response = try bound(call, &start_definition),
-            .write = try bound(call, &write_definition),
+            .write = writer,
             .early_hints = try bound(call, &hints_definition),
             .client_disconnected = try bound(call, &disconnected_definition),
             .step = try bound(call, step_definition),
@@ -85,9 +89,6 @@ pub fn of(object: ?*Object) *Call {
     return @ptrCast(@alignCast(object.?));
 }
 
-/// Where `write` is found when start_response returns it; set once by the application module.
-pub var handles_of: *const fn (*Crew) *const Handles = undefined;
-
 fn crew_of(object: ?*Object) capi.Error!*Crew {
     return of(object).crew orelse capi.raise(
         capi.PyExc_RuntimeError,
@@ -118,14 +119,14 @@ fn start(object: ?*Object, arguments: []const *Object) capi.Error!*Object {
         null;
     if (exc_info) |info| {
         // Too late to change the response: the error goes on (PEP 3333, "Error Handling").
-        if (reply.head_sent) return reraise(info);
-    } else if (reply.started) return capi.raise(
+        if (reply.progress.head_sent) return reraise(info);
+    } else if (reply.progress.started) return capi.raise(
         capi.PyExc_AssertionError,
         "start_response was called a second time without exc_info (PEP 3333)",
     );
-    errdefer reply.started = false;
+    errdefer reply.progress.started = false;
     try set_head(reply, arguments[0], arguments[1]);
-    return capi.new(handles_of(crew).write);
+    return capi.new(of(object).write.?);
 }
 
 fn reraise(info: *Object) capi.Error {
@@ -209,7 +210,7 @@ fn write_once(object: ?*Object, data: *Object) capi.Error!void {
         capi.PyExc_RuntimeError,
         "write is being called by another thread",
     );
-    if (!crew.reply.started) return capi.raise(
+    if (!crew.reply.progress.started) return capi.raise(
         capi.PyExc_AssertionError,
         "write was called before start_response",
     );
@@ -258,7 +259,7 @@ fn send_early_hints(object: ?*Object, fields: *Object) capi.Error!void {
 /// `environ["serve_zig.client_disconnected"]()`: whether nobody waits for the answer any more.
 fn client_disconnected(object: ?*Object, _: ?*Object) callconv(.c) ?*Object {
     const crew = of(object).crew orelse return capi.boolean(true);
-    return capi.boolean(crew.reply.broken or crew.connection.client_has_gone());
+    return capi.boolean(crew.reply.progress.broken or crew.connection.client_has_gone());
 }
 
 const hints_definition: capi.MethodDef = .{

@@ -249,6 +249,7 @@ pub extern fn PyUnicode_Concat(*Object, *Object) ?*Object;
 pub extern fn PyBytes_FromStringAndSize(?[*]const u8, ssize) ?*Object;
 pub extern fn PyBytes_AsStringAndSize(*Object, *[*]u8, *ssize) c_int;
 pub extern fn PyBytes_AsString(*Object) ?[*]u8;
+pub extern fn PyFloat_FromDouble(f64) ?*Object;
 pub extern fn PyLong_FromLongLong(c_longlong) ?*Object;
 pub extern fn PyLong_AsLongLong(*Object) c_longlong;
 pub extern fn PyLong_AsSsize_t(*Object) ssize;

@@ -74,6 +74,8 @@ pub const Environs = struct {
     other: []OtherKey,
     remotes: []Remote,
     unknown_address: *Object,
+    request_number: u64 = 0,
+    id_text: [32]u8,
 
     pub fn init(
         gpa: std.mem.Allocator,
@@ -99,7 +101,14 @@ pub const Environs = struct {
             .other = other,
             .remotes = remotes[0..connections],
             .unknown_address = names.empty_string,
+            .id_text = random_id_text(),
         };
+    }
+
+    fn random_id_text() [32]u8 {
+        var random: [16]u8 = undefined;
+        std.crypto.random.bytes(&random);
+        return std.fmt.bytesToHex(random, .lower);
     }
 
     /// A new dict for the worker's request. `input` is the request's body stream, if it has one.
@@ -135,6 +144,10 @@ pub const Environs = struct {
         const gone = handles.client_disconnected;
         try put(environ, keys.@"wsgi.early_hints", capi.new(handles.early_hints));
         try put(environ, keys.@"serve_zig.client_disconnected", capi.new(gone));
+        try put(environ, keys.@"serve_zig.request_id", try self.request_id());
+        const queued: f64 = @floatFromInt(crew.worker.queued_ns);
+        const seconds = try capi.owned(capi.PyFloat_FromDouble(queued / std.time.ns_per_s));
+        try put(environ, keys.@"serve_zig.queue_seconds", seconds);
         try self.put_remote(environ, connection);
         try self.put_fields(environ, exchange);
         return environ;
@@ -157,6 +170,18 @@ pub const Environs = struct {
         };
         defer gpa.free(decoded);
         return capi.latin1(core.target.percent_decode(decoded, path));
+    }
+
+    /// 16 digits that tell processes apart and 16 that count the requests of this one.
+    fn request_id(self: *Environs) capi.Error!*Object {
+        self.request_number += 1;
+        var number = self.request_number;
+        var place: usize = self.id_text.len;
+        while (place > self.id_text.len / 2) : (number >>= 4) {
+            place -= 1;
+            self.id_text[place] = std.fmt.digitToChar(@intCast(number & 15), .lower);
+        }
+        return capi.latin1(&self.id_text);
     }
 
     fn put_remote(self: *Environs, environ: *Object, connection: *const Connection) capi.Error!void {

@@ -34,6 +34,8 @@ pub const Keys = struct {
     @"wsgi.input_terminated": *Object,
     @"wsgi.early_hints": *Object,
     @"serve_zig.client_disconnected": *Object,
+    @"serve_zig.request_id": *Object,
+    @"serve_zig.queue_seconds": *Object,
     close: *Object,
     read: *Object,
     run: *Object,
