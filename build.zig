@@ -34,7 +34,7 @@ pub fn build(b: *std.Build) void {
     const kqueue_library = b.option(
         []const u8,
         "libkqueue",
-        "Folder of a libkqueue build: tests use the kqueue reactor on Linux",
+        "Folder of a libkqueue build: use the kqueue reactor on Linux, for tests",
     );
 
     const core_options = b.addOptions();
@@ -66,6 +66,7 @@ pub fn build(b: *std.Build) void {
         .strip = strip,
     });
     core.addOptions("build_options", core_options);
+    if (kqueue_library) |folder| link_kqueue(core, folder);
 
     const extension = add_extension(b, .{
         .target = target,
@@ -105,17 +106,19 @@ fn add_core_tests(b: *std.Build, options: CoreTests) void {
         .sanitize_thread = options.tsan,
     });
     module.addOptions("build_options", options.options);
-    if (options.kqueue_library) |folder| {
-        module.addLibraryPath(.{ .cwd_relative = folder });
-        module.addRPath(.{ .cwd_relative = folder });
-        module.linkSystemLibrary("kqueue", .{});
-    }
+    if (options.kqueue_library) |folder| link_kqueue(module, folder);
     const tests = b.addTest(.{
         .root_module = module,
         .filters = if (options.filter) |filter| b.dupeStrings(&.{filter}) else &.{},
     });
     const run = b.addRunArtifact(tests);
     b.step("test", "Run the core's tests").dependOn(&run.step);
+}
+
+fn link_kqueue(module: *std.Build.Module, folder: []const u8) void {
+    module.addLibraryPath(.{ .cwd_relative = folder });
+    module.addRPath(.{ .cwd_relative = folder });
+    module.linkSystemLibrary("kqueue", .{});
 }
 
 const Extension = struct {

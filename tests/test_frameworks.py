@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import requests
+
 from serving import REPOSITORY, Server, Servers
 from wire import chunked, get
 

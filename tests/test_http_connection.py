@@ -6,6 +6,7 @@ import re
 import time
 
 import pytest
+
 from scripting import script
 from serving import Server, Servers
 from wire import Truncated, all_closed, get, post, post_chunked, requests_of

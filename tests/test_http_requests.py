@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import pytest
+
 from serving import Server, Servers
 from wire import Connection, chunked, get, post, post_chunked
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from serving import Server, Servers, address_of, free_port, wait_until
 from wire import Connection, all_closed, get, post
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from serving import Server, Servers, wait_until
 from wire import Connection, all_closed, chunked, get, post, post_chunked
 

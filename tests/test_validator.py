@@ -1,6 +1,7 @@
 """wsgiref.validate around the applications: the server's side of PEP 3333, checked by another."""
 
 import pytest
+
 from serving import Server, Servers
 from wire import Response, get, post, post_chunked
 

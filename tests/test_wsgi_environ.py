@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+
 from serving import Server, Servers
 from wire import get, post, post_chunked
 

@@ -5,6 +5,7 @@ import random
 from typing import Any
 
 import pytest
+
 from serving import Server, Servers
 from wire import get, post, post_chunked
 

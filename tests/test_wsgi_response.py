@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import pytest
+
 from scripting import script
 from serving import Server, Servers
 from wire import Response, Truncated, get, post

@@ -63,6 +63,10 @@ pub const Connection = struct {
     unread: bool = false,
     /// The client has closed its sending side.
     hangup: bool = false,
+    /// Its response ends in a way that only a reset can show.
+    resets: bool = false,
+    /// The poller looks at it again soon; `turn` says `worker` until then.
+    coming_back: bool = false,
     /// Which listener it came from.
     listener: u8 = 0,
     address: sys.Address = std.mem.zeroes(sys.Address),
@@ -78,13 +82,11 @@ pub const Connection = struct {
     // For the scheduler.
     /// Which handler the request goes to.
     route: predictor.Route = 0,
-    /// It has begun: it is neither refused nor shed.
-    has_begun: bool = false,
     /// The client of a parked response has gone, or took nothing for too long.
     abandoned: bool = false,
-    /// The worker that must go on with it.
+    /// The worker that must go on with it; null for any.
     worker: ?*Worker = null,
-    /// The next in that worker's list.
+    /// The next in the list of those that have begun.
     next_own: ?*Connection = null,
 
     pub fn token(self: *const Connection) u64 {

@@ -65,6 +65,11 @@ pub const Exchange = struct {
         self.head.reset();
     }
 
+    /// A response to HEAD has no body (RFC 9110 9.3.2).
+    pub fn is_head_request(self: *const Exchange) bool {
+        return std.mem.eql(u8, self.head.method.of(self.bytes), "HEAD");
+    }
+
     /// Whether bytes of a next request are there already.
     pub fn has_more(self: *const Exchange) bool {
         return self.request_end < self.received;
@@ -216,7 +221,8 @@ pub const Pool = struct {
         exchange.body.deinit(self.gpa);
         exchange.body = .{};
         if (!exchange.output.is_empty()) exchange.output.deinit(self.gpa);
-        std.debug.assert(exchange.continuation == null);
+        // Not null when the server was stopped in the middle; the process ends with it then.
+        exchange.continuation = null;
         exchange.release_bytes(self.gpa);
         exchange.received = 0;
         exchange.request_end = 0;

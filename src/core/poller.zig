@@ -116,17 +116,22 @@ pub const Poller = struct {
     /// server stops, or for another reason of its own; the caller calls again.
     pub fn poll(self: *Poller) void {
         const server = self.server;
+        // Nobody may have polled for a while.
+        self.now_ms = sys.monotonic_ms();
         self.take_handed_back();
         if (server.drain_requested.load(.acquire) and !self.draining) self.begin_drain();
+        if (self.draining) self.close_idle();
         // No batch of events is open here, so what the workers finished closes before the wait.
         self.close_marked();
         if (self.draining) self.end_drain();
         const has_work = self.complete_count > 0 or self.has_resumed;
         self.has_resumed = false;
         const timeout = if (has_work) 0 else self.timeout_ms();
+        server.wants_idle.store(self.draining or self.is_waiting_for_room(), .seq_cst);
         server.waiting.store(true, .seq_cst);
         const must_not_wait = server.handed_back.load(.seq_cst) != null or
-            server.outcome.load(.seq_cst) != .serving;
+            server.outcome.load(.seq_cst) != .serving or
+            (self.is_waiting_for_room() and !self.is_full());
         const events = self.reactor.poll(&self.events, if (must_not_wait) 0 else timeout);
         server.waiting.store(false, .seq_cst);
         self.now_ms = sys.monotonic_ms();
@@ -197,11 +202,8 @@ pub const Poller = struct {
             } else if (writable) {
                 self.flush(connection);
             },
-            .lingering => if (broken) {
-                self.mark_closing(connection);
-            } else if (connection.unread) {
-                self.drop_input(connection);
-            },
+            // Broken or at its end: reading tells.
+            .lingering => if (connection.unread) self.drop_input(connection),
         }
     }
 
@@ -218,6 +220,7 @@ pub const Poller = struct {
             oldest = connection.next_handed_back;
             connection.next_handed_back = null;
             const seen = connection.turn.swap(0, .acq_rel);
+            connection.coming_back = false;
             if (seen & Turn.readable != 0) connection.unread = true;
             if (seen & Turn.hangup != 0) connection.hangup = true;
             if (connection.state == .closing) {
@@ -240,6 +243,13 @@ pub const Poller = struct {
         return false;
     }
 
+    /// A client waits in the backlog, and every slot is in use.
+    fn is_waiting_for_room(self: *const Poller) bool {
+        if (self.draining or self.slots.in_use < self.slots.connections.len) return false;
+        for (self.listeners) |listener| if (listener.unread) return true;
+        return false;
+    }
+
     fn is_full(self: *const Poller) bool {
         return self.slots.in_use == self.slots.connections.len and self.find_idle() == null;
     }
@@ -259,12 +269,12 @@ pub const Poller = struct {
     /// False when there is nothing more to accept for now.
     fn accept_one(self: *Poller, listener: *Listener, index: u8) bool {
         if (self.slots.in_use == self.slots.connections.len) {
-            const idle = self.find_idle() orelse return false;
             if (!sys.wait_ready(listener.fd, .readable, 0)) {
                 // Nobody waits, so nobody has to go.
                 listener.unread = false;
                 return false;
             }
+            const idle = self.find_idle() orelse return false;
             self.mark_closing(idle);
             self.close_marked();
         }
@@ -297,12 +307,23 @@ pub const Poller = struct {
         };
     }
 
-    /// The connection that has been idle longest, to make room for a new one.
+    /// The connection that has been idle longest, to make room for a new one. One whose request is
+    /// on its way, though no event has told of it yet, is not idle.
     fn find_idle(self: *const Poller) ?*Connection {
+        var tries: u32 = 8;
+        while (tries > 0) : (tries -= 1) {
+            const connection = self.find_longest_idle() orelse return null;
+            if (!sys.wait_ready(connection.fd, .readable, 0)) return connection;
+            connection.unread = true; // and the event that tells of it is coming
+        }
+        return null;
+    }
+
+    fn find_longest_idle(self: *const Poller) ?*Connection {
         var found: ?*Connection = null;
         for (self.slots.touched()) |*connection| {
             if (connection.fd == sys.no_fd) continue;
-            if (connection.turn.load(.acquire) & Turn.worker != 0) continue;
+            if (connection.turn.load(.seq_cst) & Turn.worker != 0) continue;
             if (!connection.is_idle() or connection.unread) continue;
             if (found == null or connection.active_ns < found.?.active_ns) found = connection;
         }
@@ -424,6 +445,7 @@ pub const Poller = struct {
 
     /// Looks at the connection again in the next batch though no event will tell of it.
     fn come_back(self: *Poller, connection: *Connection) void {
+        connection.coming_back = true;
         connection.turn.store(Turn.worker | Turn.readable, .monotonic);
         self.server.hand_back(connection);
     }
@@ -469,6 +491,7 @@ pub const Poller = struct {
     fn shed(self: *Poller, connection: *Connection, reason: []const u8) void {
         const seen = connection.turn.swap(0, .acq_rel);
         if (seen & Turn.readable != 0) connection.unread = true;
+        if (seen & Turn.hangup != 0) connection.hangup = true;
         self.refuse_with(connection, .{ .status = 503, .reason = reason, .retry_after = 1 });
     }
 
@@ -478,12 +501,7 @@ pub const Poller = struct {
         self.refuse_with(connection, .{ .status = status, .reason = reason });
     }
 
-    fn refuse_with(self: *Poller, connection: *Connection, given: refusal_module.Refusal) void {
-        var refusal = given;
-        if (connection.exchange) |exchange| {
-            const method = exchange.head.method.of(exchange.bytes);
-            refusal.without_body = std.mem.eql(u8, method, "HEAD");
-        }
+    fn refuse_with(self: *Poller, connection: *Connection, refusal: refusal_module.Refusal) void {
         self.server.refuse(connection, refusal, &self.date);
         if (connection.state == .closing) return self.mark_closing(connection);
         self.set_deadline(connection, self.server.options.write_timeout_ms);
@@ -509,7 +527,11 @@ pub const Poller = struct {
         }
         switch (connection.after) {
             .keep => self.next_request(connection),
-            .close => self.mark_closing(connection),
+            .close => if (connection.unread) {
+                self.linger(connection);
+            } else {
+                self.mark_closing(connection);
+            },
             .linger => self.linger(connection),
             .proceed => self.resume_parked(connection),
         }
@@ -579,6 +601,7 @@ pub const Poller = struct {
             self.closing = connection.next_handed_back;
             self.deadlines.remove(connection.index);
             self.reactor.unregister(connection.fd);
+            if (connection.resets) sys.reset_on_close(connection.fd);
             sys.close(connection.fd);
             if (connection.exchange) |exchange| self.server.pool.release(exchange);
             self.slots.release(connection);
@@ -599,7 +622,8 @@ pub const Poller = struct {
             if (connection.turn.load(.acquire) & Turn.worker != 0) {
                 const options = &self.server.options;
                 const soonest = @min(options.keep_alive_timeout_ms, options.write_timeout_ms);
-                self.deadlines.ensure(index, self.now_ms + @max(soonest, 1));
+                const again_ms = if (connection.coming_back) 1 else @max(soonest, 1);
+                self.deadlines.ensure(index, self.now_ms + again_ms);
             } else if (connection.deadline_ms > self.now_ms) {
                 self.deadlines.ensure(index, connection.deadline_ms);
             } else {
@@ -638,8 +662,9 @@ pub const Poller = struct {
         self.drain_deadline_ms = self.now_ms + self.server.options.drain_timeout_ms;
         self.close_listeners();
         for (self.slots.touched()) |*connection| {
-            if (connection.fd == sys.no_fd or connection.state != .reading_head) continue;
+            if (connection.fd == sys.no_fd) continue;
             if (connection.turn.load(.acquire) & Turn.worker != 0) continue;
+            if (connection.state != .reading_head) continue;
             // A request that came but was not read yet is answered.
             self.read_head(connection);
             if (connection.is_idle()) self.mark_closing(connection);
@@ -659,7 +684,7 @@ pub const Poller = struct {
     fn close_idle(self: *Poller) void {
         for (self.slots.touched()) |*connection| {
             if (connection.fd == sys.no_fd) continue;
-            if (connection.turn.load(.acquire) & Turn.worker != 0) continue;
+            if (connection.turn.load(.seq_cst) & Turn.worker != 0) continue;
             if (connection.is_idle()) self.mark_closing(connection);
         }
     }

@@ -140,11 +140,6 @@ pub const Reply = struct {
         self.progress.started = true;
     }
 
-    pub fn is_head_request(self: *const Reply) bool {
-        const head = &self.exchange.head;
-        return std.mem.eql(u8, head.method.of(self.exchange.bytes), "HEAD");
-    }
-
     /// Sends a piece of the body, and the head before the first; waits while too much is ahead of
     /// the client. `length_known` is the length of the whole body where the caller knows it.
     pub fn write(self: *Reply, bytes: []const u8, length_known: ?u64) WriteError!void {
@@ -180,6 +175,7 @@ pub const Reply = struct {
 
     /// Sends what was put into `interim`.
     pub fn send_early_hints(self: *Reply) WriteError!void {
+        self.waits = true;
         return self.send(&.{try self.interim.finish_early_hints()});
     }
 
@@ -203,14 +199,17 @@ pub const Reply = struct {
     /// Gives the response up: the client sees the connection close before the response's end.
     pub fn abort(self: *Reply) void {
         self.progress.must_close = true;
-        // Bytes that are framed as a whole response must not follow.
-        if (self.progress.head_sent and self.progress.framing == .until_close) self.progress.broken = true;
+        if (self.progress.head_sent and self.progress.framing == .until_close) {
+            // Only a reset tells such an end from the end of a whole response.
+            self.connection.resets = true;
+            self.progress.broken = true;
+        }
     }
 
     // ---- Head and framing ----------------------------------------------------------------------
 
     fn choose_framing(self: *const Reply, length_known: ?u64) Framing {
-        if (self.head.is_bodiless() or self.is_head_request()) return .none;
+        if (self.head.is_bodiless() or self.exchange.is_head_request()) return .none;
         if (self.head.content_length) |length| return .{ .content_length = length };
         if (length_known) |length| return .{ .content_length = length };
         return switch (self.exchange.head.version) {
@@ -225,8 +224,10 @@ pub const Reply = struct {
         if (self.progress.framing == .content_length) self.progress.remaining = self.progress.framing.content_length;
         // A body that the client was not asked for cannot be told from the next request.
         if (!self.exchange.body.complete) self.progress.must_close = true;
+        // After the final head nobody can be told to go on (RFC 9110 10.1.1).
+        self.exchange.body.continue_due = false;
         // Decided here and not when the request came: the client must not use what is about to go.
-        if (self.draining.load(.monotonic)) self.progress.must_close = true;
+        if (self.draining.load(.acquire)) self.progress.must_close = true;
         const head = try self.head.finish(
             self.progress.framing,
             self.persistence(),
@@ -236,6 +237,8 @@ pub const Reply = struct {
         if (self.progress.framing == .none) return self.send(&.{head});
         const too_long = self.progress.framing == .content_length and first.len > self.progress.remaining;
         const piece = if (too_long) first[0..@intCast(self.progress.remaining)] else first;
+        // The application gives up then and takes its bytes along: they must not be pinned.
+        if (too_long) self.waits = true;
         try self.send_first(head, piece);
         if (too_long) return self.refuse_rest();
     }
@@ -258,7 +261,8 @@ pub const Reply = struct {
             return self.send(&.{ head, chunk_head, piece, chunk_end });
         }
         if (piece.len > copied_bytes_max) return self.send(&.{ head, piece });
-        @memcpy(try self.head.tail(piece.len), piece);
+        const tail = self.head.tail(piece.len) catch return self.send(&.{ head, piece });
+        @memcpy(tail, piece);
         return self.send(&.{self.head.written()});
     }
 
@@ -274,6 +278,7 @@ pub const Reply = struct {
                 const too_long = bytes.len > self.progress.remaining;
                 const piece = if (too_long) bytes[0..@intCast(self.progress.remaining)] else bytes;
                 self.note_sent(piece.len);
+                if (too_long) self.waits = true; // as for the first piece
                 if (piece.len > 0) try self.send(&.{piece});
                 if (too_long) return self.refuse_rest();
             },

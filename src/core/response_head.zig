@@ -207,8 +207,11 @@ pub const ResponseHead = struct {
     }
 
     /// Room behind what is written, for a small body to leave with the head in one send.
-    pub fn tail(self: *ResponseHead, bytes: usize) Error![]u8 {
-        return self.reserve(bytes);
+    pub fn tail(self: *ResponseHead, bytes: usize) error{OutOfMemory}![]u8 {
+        const needed = self.len + bytes;
+        if (needed > self.buffer.len) try self.enlarge(needed);
+        defer self.len = needed;
+        return self.buffer[self.len..needed];
     }
 
     pub fn written(self: *const ResponseHead) []const u8 {
@@ -228,6 +231,10 @@ pub const ResponseHead = struct {
 
     fn grow(self: *ResponseHead, needed: usize) Error!void {
         if (needed > bytes_max) return error.HeadTooLarge;
+        return self.enlarge(needed);
+    }
+
+    fn enlarge(self: *ResponseHead, needed: usize) error{OutOfMemory}!void {
         const size = @max(bytes_first, std.math.ceilPowerOfTwo(usize, needed) catch needed);
         self.buffer = try self.gpa.realloc(self.buffer, size);
     }

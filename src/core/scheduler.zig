@@ -19,7 +19,7 @@
 //! so that what an application ties to a thread stays with the response. Such a request waits in
 //! its worker's own list.
 //!
-//!     Task                          a request; fields `route`, `has_begun`, `worker`, `next_own`
+//!     Task                          a request; fields `route`, `worker`, `next_own`
 //!     wake_poller(*Host)            ends a poll in progress
 //!     run(*Host, *Worker, *Task)    calls the application; attached
 //!     shed(*Host, *Worker, *Task)   answers 503: waited longer than `queue_timeout_ms`
@@ -43,8 +43,6 @@ pub const Options = struct {
     /// Requests that may wait beyond those that a free thread will take.
     queue: u32,
     queue_timeout_ms: u64,
-    /// Most requests there can be at all: those that have begun are never refused.
-    capacity: u32,
 };
 
 pub const Worker = struct {
@@ -89,6 +87,9 @@ pub fn Scheduler(comptime Host: type) type {
         parked_count: u32 = 0,
         running: u32 = 0,
         attaching: u32 = 0,
+        /// Requests that have begun and that any worker may go on with.
+        begun_first: ?*Task = null,
+        begun_last: ?*Task = null,
         /// Requests in the workers' own lists.
         own_count: u32 = 0,
         stopping: bool = false,
@@ -113,7 +114,7 @@ pub fn Scheduler(comptime Host: type) type {
             options: Options,
             host: *Host,
         ) error{OutOfMemory}!Self {
-            const capacity = @as(usize, options.queue) + options.threads + options.capacity;
+            const capacity = @as(usize, options.queue) + options.threads;
             const ready = try gpa.alloc(Entry, capacity);
             return .{ .options = options, .host = host, .ready = ready };
         }
@@ -195,14 +196,14 @@ pub fn Scheduler(comptime Host: type) type {
 
         /// Queues a request that has begun, for its own worker where it has one. The poller only.
         pub fn submit_begun(self: *Self, task: *Task) void {
-            const now_ns = sys.monotonic_ns();
             self.mutex.lock();
+            task.next_own = null;
             const worker = task.worker orelse {
-                self.push(task, now_ns);
+                if (self.begun_last) |last| last.next_own = task else self.begun_first = task;
+                self.begun_last = task;
                 self.mutex.unlock();
                 return;
             };
-            task.next_own = null;
             if (last_own(worker)) |last| last.next_own = task else worker.own_first = task;
             worker.own_last = task;
             self.own_count += 1;
@@ -220,6 +221,13 @@ pub fn Scheduler(comptime Host: type) type {
             const task: *Task = @ptrCast(@alignCast(worker.own_first orelse return null));
             worker.own_first = task.next_own;
             self.own_count -= 1;
+            return task;
+        }
+
+        fn pop_begun(self: *Self) ?*Task {
+            const task = self.begun_first orelse return null;
+            self.begun_first = task.next_own;
+            if (self.begun_first == null) self.begun_last = null;
             return task;
         }
 
@@ -244,7 +252,6 @@ pub fn Scheduler(comptime Host: type) type {
             defer self.mutex.unlock();
             if (self.ready_count == 0) return null;
             const first = self.ready[self.ready_head];
-            if (first.task.has_begun) return null;
             return first.since_ns / std.time.ns_per_ms +| self.options.queue_timeout_ms;
         }
 
@@ -263,7 +270,7 @@ pub fn Scheduler(comptime Host: type) type {
         fn is_expired(self: *const Self, now_ns: u64) bool {
             const first = self.ready[self.ready_head];
             const limit_ns = self.options.queue_timeout_ms *| std.time.ns_per_ms;
-            return !first.task.has_begun and now_ns -| first.since_ns >= limit_ns;
+            return now_ns -| first.since_ns >= limit_ns;
         }
 
         fn pop(self: *Self) Entry {
@@ -286,7 +293,7 @@ pub fn Scheduler(comptime Host: type) type {
                         if (!worker.attached) return self.begin_attach(worker);
                         return self.begin_own(worker, now_ns);
                     }
-                    if (self.ready_count > 0) {
+                    if (self.has_waiting()) {
                         if (worker.attached) return self.begin_call(worker, now_ns);
                         if (self.attaching == 0) return self.begin_attach(worker);
                     }
@@ -308,6 +315,11 @@ pub fn Scheduler(comptime Host: type) type {
             return .stop;
         }
 
+        /// Whether there is something that any worker may take.
+        fn has_waiting(self: *const Self) bool {
+            return self.ready_count > 0 or self.begun_first != null;
+        }
+
         fn end_step(self: *Self, worker: *Worker, now_ns: u64) void {
             switch (worker.phase) {
                 .running => {
@@ -324,6 +336,10 @@ pub fn Scheduler(comptime Host: type) type {
 
         /// Takes the first request, and gives the baton away if the call looks slow. Unlocks.
         fn begin_call(self: *Self, worker: *Worker, now_ns: u64) Step {
+            if (self.pop_begun()) |task| {
+                self.begin_running(worker, task, now_ns);
+                return self.run_step(worker, task);
+            }
             const expired = self.is_expired(now_ns);
             const entry = self.pop();
             const task = entry.task;
@@ -359,7 +375,7 @@ pub fn Scheduler(comptime Host: type) type {
                 if (self.holder == worker) {
                     self.holder = null;
                     successor = self.unpark();
-                } else if (self.ready_count > 0 and self.attaching == 0) {
+                } else if (self.has_waiting() and self.attaching == 0) {
                     successor = self.unpark();
                 }
             }
@@ -462,7 +478,7 @@ pub fn Scheduler(comptime Host: type) type {
                 .running, .attaching => true,
                 .between, .polling, .parked => false,
             } else false;
-            const queue_waits = self.ready_count > 0 and self.attaching == 0 and
+            const queue_waits = self.has_waiting() and self.attaching == 0 and
                 self.running < self.options.threads;
             var chosen: ?*Worker = null;
             if (stuck and self.parked != null and (holder_busy or queue_waits)) {

@@ -174,7 +174,6 @@ fn play(scenario: Scenario) !Outcome {
         .threads = scenario.threads,
         .queue = scenario.queue,
         .queue_timeout_ms = scenario.queue_timeout_ms,
-        .capacity = @intCast(scenario.kinds.len),
     }, &host);
     defer scheduler.deinit(gpa);
     host.scheduler = &scheduler;

@@ -131,6 +131,8 @@ pub const Server = struct {
     /// The poller waits, or is about to, and must be woken for a connection handed back.
     waiting: std.atomic.Value(bool) = .init(false),
     drain_requested: std.atomic.Value(bool) = .init(false),
+    /// The poller must hear of connections that become idle: it drains, or has no room for clients.
+    wants_idle: std.atomic.Value(bool) = .init(false),
     /// Responses say that the connection will be closed.
     draining: std.atomic.Value(bool) = .init(false),
     outcome: std.atomic.Value(Outcome) = .init(.serving),
@@ -152,7 +154,6 @@ pub const Server = struct {
             .threads = options.threads,
             .queue = options.queue,
             .queue_timeout_ms = options.queue_timeout_ms,
-            .capacity = options.connections,
         }, self);
         errdefer scheduler.deinit(gpa);
         const crews = try gpa.alloc(Crew, scheduler.worker_count());
@@ -309,7 +310,6 @@ pub const Server = struct {
     fn release(self: *Server, connection: *Connection, reply: *Reply) void {
         const exchange = connection.exchange.?;
         const progress = &reply.progress;
-        connection.has_begun = false;
         connection.worker = null;
         if (progress.broken) {
             connection.state = .closing;
@@ -339,7 +339,6 @@ pub const Server = struct {
 
     /// The poller sends what the producer is ahead of its client, then lets it proceed.
     fn release_parked(self: *Server, connection: *Connection) void {
-        connection.has_begun = true;
         connection.state = .writing;
         connection.after = .proceed;
         connection.deadline_ms = sys.monotonic_ms() + self.options.write_timeout_ms;
@@ -349,8 +348,12 @@ pub const Server = struct {
     /// From here the connection may be the poller's. If the poller saw something while it was the
     /// worker's, no new event will tell of it.
     fn give_up_turn(self: *Server, connection: *Connection) void {
-        if (connection.turn.cmpxchgStrong(Turn.worker, 0, .acq_rel, .acquire) != null) {
+        if (connection.turn.cmpxchgStrong(Turn.worker, 0, .seq_cst, .acquire) != null) {
             self.hand_back(connection);
+        } else if (self.wants_idle.load(.seq_cst)) {
+            // The poller waits for connections that become idle. It sets the flag before it looks
+            // at the turns, this is the other order: one of the two sees the other's write.
+            self.poller.reactor.wake();
         }
     }
 
@@ -378,7 +381,9 @@ pub const Server = struct {
         date: *date_module.Date,
     ) void {
         var buffer: [refusal_module.bytes_max]u8 = undefined;
-        const text = refusal_module.write(&buffer, refusal, date.at(sys.realtime_seconds()));
+        var own = refusal;
+        if (connection.exchange) |exchange| own.without_body = exchange.is_head_request();
+        const text = refusal_module.write(&buffer, own, date.at(sys.realtime_seconds()));
         connection.state = .writing;
         connection.after = .linger;
         const exchange = connection.exchange orelse {

@@ -26,6 +26,8 @@ fn errno() c.E {
 /// most, which is finer than any timeout or date here needs.
 const monotonic_clock: c.clockid_t = if (is_linux) .MONOTONIC_COARSE else .MONOTONIC_RAW_APPROX;
 const realtime_clock: c.clockid_t = if (is_linux) .REALTIME_COARSE else .REALTIME;
+/// The counter behind `monotonic_clock`; macOS counts CLOCK_MONOTONIC from another moment.
+const precise_clock: c.clockid_t = if (is_linux) .MONOTONIC else .MONOTONIC_RAW;
 
 /// Milliseconds of a clock that never goes back.
 pub fn monotonic_ms() u64 {
@@ -39,7 +41,7 @@ pub fn monotonic_ms() u64 {
 /// Nanoseconds of the same clock's precise kind, for measuring; some 25 ns a call.
 pub fn monotonic_ns() u64 {
     var value: c.timespec = undefined;
-    if (c.clock_gettime(.MONOTONIC, &value) != 0) return 0;
+    if (c.clock_gettime(precise_clock, &value) != 0) return 0;
     const seconds: u64 = @intCast(@max(0, value.sec));
     return seconds * std.time.ns_per_s + @as(u64, @intCast(@max(0, value.nsec)));
 }
@@ -190,7 +192,7 @@ pub fn accept(listener: Fd) AcceptError!Accepted {
     }
 }
 
-/// macOS has neither accept4 nor MSG_NOSIGNAL.
+/// macOS has no accept4, and its older releases know MSG_NOSIGNAL only as this option.
 fn prepare_accepted(fd: Fd) void {
     set_nonblocking(fd);
     _ = c.fcntl(fd, c.F.SETFD, @as(c_int, c.FD_CLOEXEC));
@@ -218,6 +220,13 @@ pub fn set_no_delay(fd: Fd) void {
 /// Says that nothing more will be sent; the client can still be read.
 pub fn shutdown_send(fd: Fd) void {
     _ = c.shutdown(fd, c.SHUT.WR);
+}
+
+/// Makes `close` reset the connection instead of ending it in order.
+pub fn reset_on_close(fd: Fd) void {
+    const Linger = extern struct { on: c_int, seconds: c_int };
+    const option: Linger = .{ .on = 1, .seconds = 0 };
+    _ = c.setsockopt(fd, c.SOL.SOCKET, c.SO.LINGER, &option, @sizeOf(Linger));
 }
 
 /// Ends the connection in both directions without closing its descriptor; wakes who waits for it.

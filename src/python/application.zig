@@ -221,10 +221,16 @@ pub const Bridge = struct {
     /// Each request has a contextvars context of its own, so that nothing leaks into the next.
     fn begin(self: *Bridge, crew: *Crew) capi.Error!void {
         const seat = &self.seats[crew.worker.index];
-        if (seat.handles == null) seat.handles = try call_module.Handles.create(&step_definition);
+        const handles = try own_handles(seat);
         const request_context = try capi.owned(capi.PyObject_CallNoArgs(self.context_type));
         seat.is_proceeding = false;
-        return self.step_in(crew, seat, seat.handles.?, request_context);
+        return self.step_in(crew, seat, handles, request_context);
+    }
+
+    /// The worker's, made anew after an application has kept the last.
+    fn own_handles(seat: *Seat) capi.Error!call_module.Handles {
+        if (seat.handles == null) seat.handles = try call_module.Handles.create(&step_definition);
+        return seat.handles.?;
     }
 
     fn proceed(context: *anyopaque, crew: *Crew, opaque_continuation: *anyopaque) void {
@@ -235,9 +241,18 @@ pub const Bridge = struct {
         self.gpa.destroy(continuation);
         seat.response = taken.response;
         seat.is_proceeding = true;
-        const handles = taken.handles orelse seat.handles.?;
         if (taken.response.input) |stream| stream.crew = crew;
-        self.step_in(crew, seat, handles, taken.context) catch self.give_up(crew, error.Raised);
+        self.proceed_in(crew, seat, taken) catch self.give_up(crew, error.Raised);
+    }
+
+    fn proceed_in(
+        self: *Bridge,
+        crew: *Crew,
+        seat: *Seat,
+        continuation: Continuation,
+    ) capi.Error!void {
+        const handles = continuation.handles orelse try own_handles(seat);
+        return self.step_in(crew, seat, handles, continuation.context);
     }
 
     /// Serves, as far as it goes, inside the request's context, whose reference is used up.
