@@ -34,6 +34,10 @@ const Futex = std.Thread.Futex;
 
 /// The monitor's period, and the time from which a call counts as slow.
 pub const tick_ns = 500 * std.time.ns_per_us;
+/// Ticks in a row that saw progress, after which the next one may be later: calls finish, and the
+/// monitor only costs. The first one that sees none is followed by short ones again.
+const calm_ticks_min = 8;
+const calm_ticks_each = 4;
 /// Ticks without anything to watch after which the monitor sleeps until it is needed.
 const idle_ticks_max = 8;
 
@@ -107,6 +111,7 @@ pub fn Scheduler(comptime Host: type) type {
             signal: std.atomic.Value(u32) = .init(1),
             progress_seen: u64 = 0,
             idle_ticks: u32 = 0,
+            calm_ticks: u32 = 0,
         };
 
         pub fn init(
@@ -460,7 +465,8 @@ pub fn Scheduler(comptime Host: type) type {
                 while (self.monitor.signal.load(.acquire) == 0) {
                     Futex.wait(&self.monitor.signal, 0);
                 }
-                std.Thread.sleep(tick_ns);
+                const is_calm = self.monitor.calm_ticks >= calm_ticks_min;
+                std.Thread.sleep(if (is_calm) tick_ns * calm_ticks_each else tick_ns);
                 if (!self.tick()) return;
             }
         }
@@ -474,6 +480,7 @@ pub fn Scheduler(comptime Host: type) type {
             }
             const stuck = self.progress == self.monitor.progress_seen;
             self.monitor.progress_seen = self.progress;
+            self.monitor.calm_ticks = if (stuck) 0 else self.monitor.calm_ticks +| 1;
             const holder_busy = if (self.holder) |holder| switch (holder.phase) {
                 .running, .attaching => true,
                 .between, .polling, .parked => false,

@@ -35,7 +35,19 @@ fn enter(_: ?*anyopaque) void {
     holds_gil = true;
 }
 
-pub const interlude: body_module.Interlude = .{ .leave = leave, .enter = enter };
+const interlude: body_module.Interlude = .{ .leave = leave, .enter = enter };
+
+fn leave_nothing() ?*anyopaque {
+    return null;
+}
+
+fn enter_nothing(_: ?*anyopaque) void {}
+
+/// For tests without any application.
+pub const free_interlude: body_module.Interlude = .{
+    .leave = leave_nothing,
+    .enter = enter_nothing,
+};
 
 /// What every body that the application makes up looks like at an offset.
 pub fn pattern_byte(offset: u64) u8 {

@@ -86,7 +86,9 @@ pub const Bridge = struct {
     gpa: std.mem.Allocator,
     application: *Object,
     report: *Object,
-    context_type: *Object,
+    /// contextvars.copy_context and contextvars.Context.run.
+    copy_context: *Object,
+    run_in_context: *Object,
     names: Names,
     environs: Environs,
     /// By worker.
@@ -108,7 +110,13 @@ pub const Bridge = struct {
         const wrapper = try file_wrapper.init_type(&self.names.keys);
         const contextvars = try capi.owned(capi.PyImport_ImportModule("contextvars"));
         defer capi.drop(contextvars);
-        self.context_type = try capi.owned(capi.PyObject_GetAttrString(contextvars, "Context"));
+        // A worker's own context is empty, and so is a copy of it; this is how one is made fastest.
+        self.copy_context = try capi.owned(
+            capi.PyObject_GetAttrString(contextvars, "copy_context"),
+        );
+        const context_type = try capi.owned(capi.PyObject_GetAttrString(contextvars, "Context"));
+        defer capi.drop(context_type);
+        self.run_in_context = try capi.owned(capi.PyObject_GetAttrString(context_type, "run"));
         const empty_input = try empty_stream();
         const bases = try gpa.alloc(*Object, listeners.len);
         for (bases, listeners) |*base, listener| {
@@ -150,7 +158,7 @@ pub const Bridge = struct {
         try capi.checked(capi.PyTuple_SetItem(version, 0, try integer(1)));
         try capi.checked(capi.PyTuple_SetItem(version, 1, try integer(0)));
         const entries = .{
-            .{ keys.REQUEST_METHOD, capi.new(names.empty_string) },
+            .{ keys.REQUEST_METHOD, capi.new(names.get) },
             .{ keys.SCRIPT_NAME, capi.new(names.empty_string) },
             .{ keys.PATH_INFO, capi.new(names.empty_string) },
             .{ keys.QUERY_STRING, capi.new(names.empty_string) },
@@ -222,7 +230,7 @@ pub const Bridge = struct {
     fn begin(self: *Bridge, crew: *Crew) capi.Error!void {
         const seat = &self.seats[crew.worker.index];
         const handles = try own_handles(seat);
-        const request_context = try capi.owned(capi.PyObject_CallNoArgs(self.context_type));
+        const request_context = try capi.owned(capi.PyObject_CallNoArgs(self.copy_context));
         seat.is_proceeding = false;
         return self.step_in(crew, seat, handles, request_context);
     }
@@ -266,9 +274,9 @@ pub const Bridge = struct {
         handles.call.crew = crew;
         seat.state = .finished;
         const end: ?*Object = null;
-        const result = capi.PyObject_CallMethodObjArgs(
+        const result = capi.PyObject_CallFunctionObjArgs(
+            self.run_in_context,
             request_context,
-            self.names.keys.run,
             handles.step,
             end,
         );

@@ -25,18 +25,22 @@ pub const Error = error{
 
 // ---- References --------------------------------------------------------------------------------
 
+// As the macros of the 3.11 stable ABI do it, whose place and width of the count every later
+// version keeps for extensions built so. Immortal objects come out as they went in.
+
 /// A new reference to the same object.
 pub inline fn new(object: *Object) *Object {
-    Py_IncRef(object);
+    object.refcount +%= 1;
     return object;
 }
 
 pub inline fn drop(object: *Object) void {
-    Py_DecRef(object);
+    object.refcount -%= 1;
+    if (object.refcount == 0) _Py_Dealloc(object);
 }
 
 pub inline fn drop_maybe(object: ?*Object) void {
-    if (object) |o| Py_DecRef(o);
+    if (object) |o| drop(o);
 }
 
 /// The count that CPython keeps; for telling whether anybody else holds an object of ours.
@@ -217,7 +221,7 @@ pub fn deallocate(object: *Object) void {
         @ptrCast(@alignCast(PyType_GetSlot(kind, 74)));
     free(object);
     // Each instance of a heap type holds a reference to it (since 3.8).
-    Py_DecRef(@ptrCast(@alignCast(kind)));
+    drop(@ptrCast(@alignCast(kind)));
 }
 
 // ---- The ABI -----------------------------------------------------------------------------------
@@ -238,8 +242,7 @@ pub extern var PyExc_ValueError: *Object;
 pub extern var PyExc_ConnectionResetError: *Object;
 pub extern var PyExc_TimeoutError: *Object;
 
-pub extern fn Py_IncRef(*Object) void;
-pub extern fn Py_DecRef(*Object) void;
+pub extern fn _Py_Dealloc(*Object) void;
 pub extern fn PyUnicode_DecodeLatin1([*]const u8, ssize, ?[*:0]const u8) ?*Object;
 pub extern fn PyUnicode_InternFromString([*:0]const u8) ?*Object;
 pub extern fn PyUnicode_AsUTF8AndSize(*Object, *ssize) ?[*]const u8;

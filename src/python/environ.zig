@@ -127,7 +127,10 @@ pub const Environs = struct {
         const environ = try capi.owned(capi.PyDict_Copy(base));
         errdefer capi.drop(environ);
 
-        try put(environ, keys.REQUEST_METHOD, try self.names.method(head.method.of(bytes)));
+        const method = head.method.of(bytes);
+        if (!std.mem.eql(u8, method, "GET")) {
+            try put(environ, keys.REQUEST_METHOD, try self.names.method(method));
+        }
         const target = try self.target.get(head.target.of(bytes));
         try put(environ, keys.RAW_URI, capi.new(target));
         try put(environ, keys.REQUEST_URI, target);

@@ -38,11 +38,10 @@ pub const Keys = struct {
     @"serve_zig.queue_seconds": *Object,
     close: *Object,
     read: *Object,
-    run: *Object,
 };
 
 const methods = [_][:0]const u8{
-    "GET", "POST", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH",
+    "POST", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH",
 };
 
 pub const Names = struct {
@@ -50,6 +49,8 @@ pub const Names = struct {
     /// By `fields.Name`; null where the field does not reach the environ under one key.
     environ: [fields.count]?*Object,
     methods: [methods.len]*Object,
+    /// The method of every base environ.
+    get: *Object,
     empty_string: *Object,
     empty_bytes: *Object,
     http_1_0: *Object,
@@ -62,6 +63,7 @@ pub const Names = struct {
             .keys = undefined,
             .environ = @splat(null),
             .methods = undefined,
+            .get = try capi.interned("GET"),
             .empty_string = try capi.interned(""),
             .empty_bytes = try capi.bytes_from(""),
             .http_1_0 = try capi.interned("HTTP/1.0"),

@@ -44,8 +44,8 @@ const flag_eof: u16 = 0x8000;
 const note_trigger: u32 = 0x0100_0000;
 const wake_ident: usize = 1;
 
-/// Longer waits end early and are begun again: macOS refuses timeouts of more than 10^8 seconds, and
-/// libkqueue counts milliseconds in an int.
+/// Longer waits end early and are begun again: macOS refuses timeouts of more than 10^8 seconds,
+/// and libkqueue counts milliseconds in an int.
 const timeout_ms_max = std.time.ms_per_day;
 
 comptime {
@@ -80,9 +80,11 @@ pub const Reactor = struct {
     pub fn register(self: *Reactor, fd: sys.Fd, token: u64) sys.RegisterError!void {
         const ident: usize = @intCast(fd);
         const flags = flag_add | flag_clear;
+        // In this order: libkqueue forgets EPOLLRDHUP when the write filter joins the read filter,
+        // and then a FIN that comes right behind data goes unseen.
         try self.change(&.{
-            .{ .ident = ident, .filter = filter_read, .flags = flags, .udata = token },
             .{ .ident = ident, .filter = filter_write, .flags = flags, .udata = token },
+            .{ .ident = ident, .filter = filter_read, .flags = flags, .udata = token },
         });
     }
 
@@ -182,6 +184,21 @@ fn translate_end(filter: i16, socket_error: u32) reactor.Event {
         .data = 1,
         .udata = 7,
     }).?;
+}
+
+test "kqueue: a FIN is a hangup though data comes before it in the same event" {
+    const pair = try sys.socket_pair();
+    defer for (pair) |fd| sys.close(fd);
+    var queue = try Reactor.init();
+    defer queue.deinit();
+    try queue.register(pair[0], 7);
+    var events: [reactor.events_max]reactor.Event = undefined;
+    _ = queue.poll(&events, 0);
+    _ = try sys.send(pair[1], "abc");
+    sys.shutdown_send(pair[1]);
+    var hangup = false;
+    for (queue.poll(&events, 1000)) |event| hangup = hangup or event.hangup;
+    try testing.expect(hangup);
 }
 
 test "kqueue: the client's FIN ends reading and is a hangup" {
