@@ -171,5 +171,7 @@ fn add_extension(b: *std.Build, options: Extension) *std.Build.Step.Compile {
     const library = b.addLibrary(.{ .name = "_core", .root_module = root, .linkage = .dynamic });
     // The interpreter that imports the module provides the C API's symbols.
     library.linker_allow_shlib_undefined = true;
+    // libc's memcpy is made for the CPU at hand; compiler-rt's is for the baseline.
+    library.bundle_compiler_rt = false;
     return library;
 }

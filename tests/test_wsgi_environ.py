@@ -325,3 +325,45 @@ def test_the_same_as_a_mature_server(server: Server) -> None:
         "REQUEST_URI",
         "HTTP_HOST",
     }
+
+
+def test_no_field_of_one_request_reaches_the_next(server: Server) -> None:
+    """The same connection, so the same thread: what the second request lacks is not there."""
+    with server.connect() as connection:
+        connection.send(
+            get(
+                "/first?query=1",
+                "Authorization: Basic c2VjcmV0",
+                "Cookie: session=1",
+                "X-Custom: 1",
+                "Content-Type: text/plain",
+            )
+        )
+        first = connection.response().json()["environ"]
+        assert first["HTTP_AUTHORIZATION"] == "Basic c2VjcmV0"
+        assert first["HTTP_COOKIE"] == "session=1"
+        connection.send(get("/second"))
+        second = connection.response().json()["environ"]
+        assert second["PATH_INFO"] == "/second"
+        assert second["QUERY_STRING"] == ""
+        gained = set(first) - set(second)
+        assert gained == {"HTTP_AUTHORIZATION", "HTTP_COOKIE", "HTTP_X_CUSTOM", "CONTENT_TYPE"}
+        connection.send(get("/third", "Cookie: session=2"))
+        third = connection.response().json()["environ"]
+        assert third["HTTP_COOKIE"] == "session=2"
+        assert "HTTP_AUTHORIZATION" not in third
+
+
+@pytest.mark.parametrize("lengths", [(3, 600), (600, 3), (600, 700), (3, 600, 3), (600, 3, 600)])
+def test_repeated_fields_of_any_length_keep_their_order(
+    server: Server, lengths: tuple[int, ...]
+) -> None:
+    """Long values take another way than short ones, and are joined in the same order."""
+    values = [str(number) * length for number, length in enumerate(lengths)]
+    for name, separator in (("Accept", ", "), ("Cookie", "; "), ("X-Odd-One", ", ")):
+        with server.connect() as connection:
+            for _ in range(2):
+                connection.send(get("/", *(f"{name}: {value}" for value in values)))
+                environ = connection.response().json()["environ"]
+                key = "HTTP_" + name.upper().replace("-", "_")
+                assert environ[key] == separator.join(values)

@@ -22,4 +22,5 @@ pub const server = @import("server.zig");
 test {
     @import("std").testing.refAllDecls(@This());
     _ = @import("scheduler_test.zig");
+    _ = @import("server_test.zig");
 }

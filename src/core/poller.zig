@@ -220,9 +220,16 @@ pub const Poller = struct {
             oldest = connection.next_handed_back;
             connection.next_handed_back = null;
             const seen = connection.turn.swap(0, .acq_rel);
-            connection.coming_back = false;
             if (seen & Turn.readable != 0) connection.unread = true;
             if (seen & Turn.hangup != 0) connection.hangup = true;
+            if (connection.coming_back) {
+                connection.coming_back = false;
+                // A client that never stops sending comes back each time before it can expire.
+                if (connection.deadline_ms <= self.now_ms) {
+                    self.time_out(connection);
+                    continue;
+                }
+            }
             if (connection.state == .closing) {
                 self.mark_closing(connection);
             } else if (connection.state == .writing) {

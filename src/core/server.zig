@@ -311,7 +311,8 @@ pub const Server = struct {
         const exchange = connection.exchange.?;
         const progress = &reply.progress;
         connection.worker = null;
-        if (progress.broken) {
+        // What is pinned goes with the application's object; only a parked response keeps that.
+        if (progress.broken or exchange.output.pinned.len > 0) {
             connection.state = .closing;
             return self.hand_back(connection);
         }

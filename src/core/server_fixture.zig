@@ -168,10 +168,20 @@ pub const App = struct {
                 self.wait_at_gate();
                 try answer(crew, "200 OK", "passed");
             },
+            .hold => {
+                // As a C extension that does not give the GIL away.
+                _ = self.at_gate.fetchAdd(1, .release);
+                self.gate.timedWait(20 * std.time.ns_per_s) catch self.fault();
+                try answer(crew, "200 OK", "held");
+            },
             .gone => try self.watch_client(crew),
             .echo => try echo(crew),
             .count => try count_body(crew),
-            .large => try self.begin_stream(crew, .{ .pieces_left = 1, .piece_bytes = first, .length = first }),
+            .large => try self.begin_stream(crew, .{
+                .pieces_left = 1,
+                .piece_bytes = first,
+                .length = first,
+            }),
             .stream => try self.begin_stream(crew, .{
                 .pieces_left = first,
                 .piece_bytes = second,
@@ -202,7 +212,9 @@ pub const App = struct {
         /// Milliseconds without the GIL, or with it.
         sleep,
         spin,
+        /// Until the test lets it go, without the GIL, or with it.
         gate,
+        hold,
         /// Until the client leaves.
         gone,
         echo,

@@ -2,7 +2,7 @@
 //!
 //! Each test ends with a drain that must give every connection, exchange and descriptor back. Where
 //! the order of things matters, a test waits for a count of the server or of the application and
-//! not for time to pass. Timeouts of the server are small where they are tested and large elsewhere.
+//! not for time to pass. Timeouts of the server are small where they are tested, else large.
 
 const std = @import("std");
 const testing = std.testing;
@@ -743,30 +743,29 @@ test "server: who waits too long in the queue is refused while all threads are b
     try fixture.finish();
 }
 
-test "server: who waits too long for the GIL is refused by a worker" {
+test "server: who waits too long while the GIL is held is refused meanwhile" {
     const fixture = try Fixture.serve(.{ .options = with(.{
-        .threads = 1,
+        .threads = 2,
         .queue_timeout_ms = 30,
     }) });
     defer fixture.deinit();
     var busy = try fixture.connect();
     defer busy.close();
-    var late = try fixture.connect();
-    defer late.close();
     for (1..4) |round| {
-        try busy.get("/spin/100");
-        try fixture.expect_app("calls", @intCast(round));
+        fixture.app.gate.reset();
+        try busy.get("/hold");
+        try fixture.expect_app("at_gate", @intCast(round));
+        var late = try fixture.connect();
+        defer late.close();
         try late.send("HEAD /small HTTP/1.1\r\nHost: a\r\n\r\n");
         const answer = try late.response_to("HEAD");
         defer answer.deinit();
         try testing.expectEqual(503, answer.status);
         try late.expect_end();
-        late.close();
-        late = try fixture.connect();
-        try busy.expect(200, "spun");
+        fixture.app.gate.set();
+        try busy.expect(200, "held");
     }
     busy.close();
-    late.close();
     try fixture.finish();
 }
 
@@ -807,9 +806,9 @@ test "server: with no idle connection accepting pauses until one is idle or gone
         var sleeper = try fixture.connect();
         defer sleeper.close();
         try sleeper.send(if (closes)
-            "GET /sleep/100 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+            "GET /sleep/400 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
         else
-            "GET /sleep/100 HTTP/1.1\r\nHost: a\r\n\r\n");
+            "GET /sleep/400 HTTP/1.1\r\nHost: a\r\n\r\n");
         try fixture.expect_count(.running, 2);
         var third = try fixture.connect();
         defer third.close();
@@ -890,7 +889,7 @@ test "server: a head that does not end in time is answered with 408" {
 }
 
 test "server: a body without progress is answered with 408, one with progress is taken" {
-    const fixture = try Fixture.serve(.{ .options = with(.{ .body_timeout_ms = 150 }) });
+    const fixture = try Fixture.serve(.{ .options = with(.{ .body_timeout_ms = 250 }) });
     defer fixture.deinit();
     const framings = [_][]const u8{ "Content-Length: 6", "Content-Length: 70000", "" };
     for (framings) |framing| {
@@ -904,30 +903,30 @@ test "server: a body without progress is answered with 408, one with progress is
     }
     var client = try fixture.connect();
     defer client.close();
-    try client.send("POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 6\r\n\r\n");
-    for ("abcdef") |byte| {
+    try client.send("POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n");
+    for ("abcdefghij") |byte| {
         sys.sleep_ms(40);
         try client.send(&.{byte});
     }
-    try client.expect(200, "abcdef");
+    try client.expect(200, "abcdefghij");
     client.close();
     try fixture.finish();
 }
 
 test "server: an idle connection is closed in time, and not before" {
-    const fixture = try Fixture.serve(.{ .options = with(.{ .keep_alive_timeout_ms = 100 }) });
+    const fixture = try Fixture.serve(.{ .options = with(.{ .keep_alive_timeout_ms = 300 }) });
     defer fixture.deinit();
     var silent = try fixture.connect();
     defer silent.close();
     try silent.expect_end();
     var client = try fixture.connect();
     defer client.close();
-    for (0..5) |_| {
+    for (0..6) |_| {
         try client.ask("/small", 200, "hello");
-        sys.sleep_ms(40);
+        sys.sleep_ms(70);
     }
     // A handler may take longer than a connection may be idle.
-    try client.ask("/sleep/250", 200, "slept");
+    try client.ask("/sleep/500", 200, "slept");
     try client.ask("/small", 200, "hello");
     try client.expect_end();
     silent.close();
@@ -937,7 +936,7 @@ test "server: an idle connection is closed in time, and not before" {
 
 test "server: a client that takes nothing is given up" {
     const fixture = try serve_narrow(with(.{
-        .write_timeout_ms = 100,
+        .write_timeout_ms = 300,
         .response_memory_bytes = 50_000,
     }));
     defer fixture.deinit();
@@ -958,7 +957,7 @@ test "server: a client that takes nothing is given up" {
     defer slow.close();
     try slow.get("/large/1000000");
     for (0..10) |_| {
-        sys.sleep_ms(40);
+        sys.sleep_ms(50);
         var buffer: [40_000]u8 = undefined;
         const count = try sys.recv(slow.fd, &buffer);
         try slow.received.appendSlice(gpa, buffer[0..count]);

@@ -76,10 +76,25 @@ const State = enum { finished, parked };
 /// What each worker has for the request that it serves.
 const Seat = struct {
     handles: ?call_module.Handles = null,
+    /// By listener; they refer to the handles.
+    templates: []?environ_module.Template = &.{},
     /// Going on with this, instead of beginning a request.
     response: Response = .{},
     is_proceeding: bool = false,
     state: State = .finished,
+
+    fn count_templates(self: *const Seat) usize {
+        var count: usize = 0;
+        for (self.templates) |slot| count += @intFromBool(slot != null);
+        return count;
+    }
+
+    fn drop_templates(self: *Seat) void {
+        for (self.templates) |*slot| {
+            if (slot.*) |template| template.drop();
+            slot.* = null;
+        }
+    }
 };
 
 pub const Bridge = struct {
@@ -117,27 +132,21 @@ pub const Bridge = struct {
         const context_type = try capi.owned(capi.PyObject_GetAttrString(contextvars, "Context"));
         defer capi.drop(context_type);
         self.run_in_context = try capi.owned(capi.PyObject_GetAttrString(context_type, "run"));
-        const empty_input = try empty_stream();
+        const empty_input = try input_stream.create_empty();
         const bases = try gpa.alloc(*Object, listeners.len);
         for (bases, listeners) |*base, listener| {
             base.* = try self.base_environ(listener, wrapper, empty_input);
         }
         const connections = options.connections;
-        self.environs = try Environs.init(gpa, &self.names, bases, empty_input, connections);
+        self.environs = try Environs.init(gpa, &self.names, bases, connections);
         self.seats = try gpa.alloc(Seat, options.threads + 1);
-        @memset(self.seats, .{});
+        for (self.seats) |*seat| {
+            seat.* = .{ .templates = try gpa.alloc(?environ_module.Template, listeners.len) };
+            @memset(seat.templates, null);
+        }
         self.application = capi.new(application);
         self.report = capi.new(report);
         return self;
-    }
-
-    /// The stream of requests without a body: one for all, since it has nothing to remember.
-    fn empty_stream() capi.Error!*Object {
-        const io = try capi.owned(capi.PyImport_ImportModule("_io"));
-        defer capi.drop(io);
-        const kind = try capi.owned(capi.PyObject_GetAttrString(io, "BytesIO"));
-        defer capi.drop(kind);
-        return capi.owned(capi.PyObject_CallNoArgs(kind));
     }
 
     /// What every environ of a listener holds. All keys that a request may set to something else
@@ -235,6 +244,16 @@ pub const Bridge = struct {
         return self.step_in(crew, seat, handles, request_context);
     }
 
+    fn template_of(
+        self: *Bridge,
+        seat: *Seat,
+        listener: u8,
+    ) capi.Error!*environ_module.Template {
+        const slot = &seat.templates[listener];
+        if (slot.* == null) slot.* = try self.environs.create_template(listener, &seat.handles.?);
+        return &slot.*.?;
+    }
+
     /// The worker's, made anew after an application has kept the last.
     fn own_handles(seat: *Seat) capi.Error!call_module.Handles {
         if (seat.handles == null) seat.handles = try call_module.Handles.create(&step_definition);
@@ -282,8 +301,11 @@ pub const Bridge = struct {
         );
         handles.close_for_good();
         const is_own = if (seat.handles) |own| own.call == handles.call else false;
-        const are_kept = handles.are_kept();
-        if (is_own and are_kept) seat.handles = null;
+        const are_kept = handles.are_kept(if (is_own) seat.count_templates() else 0);
+        if (is_own and are_kept) {
+            seat.handles = null;
+            seat.drop_templates();
+        }
         if (seat.state == .parked) {
             const kept = if (is_own and !are_kept) null else handles;
             self.park(crew, seat, request_context, kept);
@@ -367,9 +389,12 @@ pub const Bridge = struct {
         input: ?*input_stream.InputStream,
     ) capi.Error!*Object {
         // The worker's own: only a request that begins calls the application.
-        const handles = &self.seats[crew.worker.index].handles.?;
+        const seat = &self.seats[crew.worker.index];
+        const handles = &seat.handles.?;
         std.debug.assert(handles.call == call);
-        const environ = try self.environs.build(crew, handles, input);
+        const template = try self.template_of(seat, crew.connection.listener);
+        errdefer seat.drop_templates();
+        const environ = try self.environs.build(crew, template, input);
         defer capi.drop(environ);
         const end: ?*Object = null;
         return capi.owned(capi.PyObject_CallFunctionObjArgs(

@@ -67,10 +67,12 @@ pub const Handles = struct {
         capi.drop(&self.call.head);
     }
 
-    /// Whether the application has kept something of this request's.
-    pub fn are_kept(self: Handles) bool {
+    /// Whether the application has kept something of this request's. `holders` dicts of the server
+    /// hold the callables that are in the environ.
+    pub fn are_kept(self: Handles, holders: usize) bool {
         return capi.is_shared(self.start_response) or capi.is_shared(self.write) or
-            capi.is_shared(self.early_hints) or capi.is_shared(self.client_disconnected);
+            capi.holders_of(self.early_hints) > holders + 1 or
+            capi.holders_of(self.client_disconnected) > holders + 1;
     }
 
     /// The request is over. A thread that is still writing has to let go first.
@@ -124,8 +126,9 @@ fn start(object: ?*Object, arguments: []const *Object) capi.Error!*Object {
         capi.PyExc_AssertionError,
         "start_response was called a second time without exc_info (PEP 3333)",
     );
-    errdefer reply.progress.started = false;
-    try set_head(reply, arguments[0], arguments[1]);
+    const list = try field_list(arguments[1]);
+    defer capi.drop(list);
+    try set_head(reply, arguments[0], list);
     return capi.new(of(object).write.?);
 }
 
@@ -142,19 +145,24 @@ fn reraise(info: *Object) capi.Error {
     return error.Raised;
 }
 
-fn set_head(reply: *Reply, status: *Object, headers: *Object) capi.Error!void {
-    const text = try native_string(status, "the status is not a str");
-    defer text.deinit();
-    reply.start(text.text) catch |err| return raise_head_error(err);
-    return add_fields(&reply.head, headers);
+/// A list of the fields; a new reference. PEP 3333 wants a list; other iterables have always been
+/// let pass. Making one runs the application's code, which may call any of these functions.
+fn field_list(headers: *Object) capi.Error!*Object {
+    if (capi.is_list(headers)) return capi.new(headers);
+    return capi.owned(capi.PySequence_List(headers));
 }
 
-fn add_fields(head: *core.response_head.ResponseHead, headers: *Object) capi.Error!void {
-    if (capi.is_list(headers)) return add_all(head, headers);
-    // PEP 3333 wants a list; other sequences have always been let pass.
-    const list = try capi.owned(capi.PySequence_List(headers));
-    defer capi.drop(list);
-    return add_all(head, list);
+/// Nothing from here on runs code of the application.
+fn set_head(reply: *Reply, status: *Object, list: *Object) capi.Error!void {
+    if (reply.progress.head_sent) return capi.raise(
+        capi.PyExc_AssertionError,
+        "start_response was called after the head of the response had been sent",
+    );
+    const text = try native_string(status, "the status is not a str");
+    defer text.deinit();
+    errdefer reply.progress.started = false;
+    reply.start(text.text) catch |err| return raise_head_error(err);
+    return add_all(&reply.head, list);
 }
 
 fn add_all(head: *core.response_head.ResponseHead, list: *Object) capi.Error!void {
@@ -214,6 +222,10 @@ fn write_once(object: ?*Object, data: *Object) capi.Error!void {
         capi.PyExc_AssertionError,
         "write was called before start_response",
     );
+    if (crew.reply.progress.finished) return capi.raise(
+        capi.PyExc_RuntimeError,
+        "write was called after the response had ended",
+    );
     const bytes = capi.bytes_of(data);
     if (bytes.len == 0) return;
     call.busy = true;
@@ -248,9 +260,11 @@ fn send_early_hints(object: ?*Object, fields: *Object) capi.Error!void {
     const crew = try crew_of(object);
     const reply = &crew.reply;
     const call = of(object);
+    const list = try field_list(fields);
+    defer capi.drop(list);
     if (!reply.takes_interim() or call.busy) return;
     reply.interim.begin_early_hints() catch |err| return raise_head_error(err);
-    try add_fields(&reply.interim, fields);
+    try add_all(&reply.interim, list);
     call.busy = true;
     defer call.busy = false;
     reply.send_early_hints() catch |err| return raise_write_error(err);

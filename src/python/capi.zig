@@ -43,6 +43,11 @@ pub inline fn drop_maybe(object: ?*Object) void {
     if (object) |o| drop(o);
 }
 
+/// How many references there are.
+pub inline fn holders_of(object: *const Object) usize {
+    return @intCast(@max(0, object.refcount));
+}
+
 /// The count that CPython keeps; for telling whether anybody else holds an object of ours.
 pub inline fn is_shared(object: *const Object) bool {
     return object.refcount != 1;

@@ -1,9 +1,9 @@
 //! The environ of a request (PEP 3333, "environ Variables"; RFC 3875 for the CGI names).
 //!
-//! A copy of a dict that is the same for every request of a listener, with the request's own keys
-//! put in. Keys are interned; values that come again and again (a browser's fields) are compared
-//! with the last one of their name before a new string is made. GIL held throughout; the caches are
-//! one for the process, under the GIL.
+//! Each worker has a template, a dict with what its last request had, and a request's environ is a
+//! copy of it: only what differs from the last request is set, and what this request lacks is taken
+//! out. Values that come again and again (a browser's fields) are compared with the last one of
+//! their name before a new string is made. GIL held throughout; the caches are one for the process.
 
 const std = @import("std");
 const core = @import("core");
@@ -62,18 +62,68 @@ const OtherKey = struct {
     key: ?*Object = null,
 };
 
+/// Keys that every environ has and that differ between requests.
+const Changing = enum { method, path, query, raw_uri, request_uri, address, port, protocol };
+
+/// What a worker's next environ is copied from.
+pub const Template = struct {
+    dict: *Object,
+    /// The objects in the dict, borrowed from it; null where it has the base's.
+    changing: std.EnumArray(Changing, ?*Object) = .initFill(null),
+    fields: [fields.count]?*Object = @splat(null),
+    /// The fields that the dict has.
+    present: std.StaticBitSet(fields.count) = .initEmpty(),
+
+    pub fn drop(self: Template) void {
+        capi.drop(self.dict);
+    }
+
+    /// Sets a key unless it has this very value; the value's reference is used up.
+    fn set(self: *Template, which: Changing, key: *Object, value: *Object) capi.Error!void {
+        const held = self.changing.getPtr(which);
+        defer capi.drop(value);
+        if (held.* == value) return;
+        held.* = null;
+        try capi.checked(capi.PyDict_SetItem(self.dict, key, value));
+        held.* = value;
+    }
+
+    /// The same for a field.
+    fn set_field(self: *Template, number: usize, key: *Object, value: *Object) capi.Error!void {
+        defer capi.drop(value);
+        if (self.fields[number] == value) return;
+        self.fields[number] = null;
+        self.present.set(number);
+        try capi.checked(capi.PyDict_SetItem(self.dict, key, value));
+        self.fields[number] = value;
+    }
+
+    /// Takes out the fields that the request does not have, so that it does not see another's.
+    fn keep_only(
+        self: *Template,
+        wanted: std.StaticBitSet(fields.count),
+        names: *const Names,
+    ) capi.Error!void {
+        var surplus = self.present.differenceWith(wanted).iterator(.{});
+        while (surplus.next()) |number| {
+            try capi.checked(capi.PyDict_DelItem(self.dict, names.environ[number].?));
+            self.fields[number] = null;
+            self.present.unset(number);
+        }
+    }
+};
+
 pub const Environs = struct {
     names: *const Names,
     /// One dict for each listener.
     bases: []*Object,
-    empty_input: *Object,
     values: [fields.count]Cached = @splat(.{}),
     target: Cached = .{},
     path: Cached = .{},
     query: Cached = .{},
+    address: Cached = .{},
     other: []OtherKey,
     remotes: []Remote,
-    unknown_address: *Object,
     request_number: u64 = 0,
     id_text: [32]u8,
 
@@ -81,7 +131,6 @@ pub const Environs = struct {
         gpa: std.mem.Allocator,
         names: *const Names,
         bases: []*Object,
-        empty_input: *Object,
         connections: u32,
     ) (capi.Error || error{OutOfMemory})!Environs {
         const other = try gpa.alloc(OtherKey, other_keys);
@@ -97,10 +146,8 @@ pub const Environs = struct {
         return .{
             .names = names,
             .bases = bases,
-            .empty_input = empty_input,
             .other = other,
             .remotes = remotes[0..connections],
-            .unknown_address = names.empty_string,
             .id_text = random_id_text(),
         };
     }
@@ -111,49 +158,70 @@ pub const Environs = struct {
         return std.fmt.bytesToHex(random, .lower);
     }
 
+    /// A template for a worker's requests at a listener.
+    pub fn create_template(
+        self: *const Environs,
+        listener: usize,
+        handles: *const call_module.Handles,
+    ) capi.Error!Template {
+        const keys = &self.names.keys;
+        const dict = try capi.owned(capi.PyDict_Copy(self.bases[listener]));
+        errdefer capi.drop(dict);
+        const gone = handles.client_disconnected;
+        try put(dict, keys.@"wsgi.early_hints", capi.new(handles.early_hints));
+        try put(dict, keys.@"serve_zig.client_disconnected", capi.new(gone));
+        return .{ .dict = dict };
+    }
+
     /// A new dict for the worker's request. `input` is the request's body stream, if it has one.
+    /// After an error the template is of no use any more.
     pub fn build(
         self: *Environs,
         crew: *Crew,
-        handles: *const call_module.Handles,
+        template: *Template,
         input: ?*input_stream.InputStream,
     ) capi.Error!*Object {
         const keys = &self.names.keys;
-        const exchange = crew.exchange;
-        const connection = crew.connection;
-        const head = &exchange.head;
-        const bytes = exchange.bytes;
-        const base = self.bases[connection.listener];
-        const environ = try capi.owned(capi.PyDict_Copy(base));
-        errdefer capi.drop(environ);
+        try self.set_request_line(template, crew.exchange);
+        try self.set_remote(template, crew.connection);
+        const longer = try self.set_fields(template, crew.exchange);
 
-        const method = head.method.of(bytes);
-        if (!std.mem.eql(u8, method, "GET")) {
-            try put(environ, keys.REQUEST_METHOD, try self.names.method(method));
-        }
-        const target = try self.target.get(head.target.of(bytes));
-        try put(environ, keys.RAW_URI, capi.new(target));
-        try put(environ, keys.REQUEST_URI, target);
-        try put(environ, keys.PATH_INFO, try self.path_info(exchange));
-        if (head.query.len > 0) {
-            try put(environ, keys.QUERY_STRING, try self.query.get(head.query.of(bytes)));
-        }
-        if (head.version == .http_1_0) {
-            try put(environ, keys.SERVER_PROTOCOL, capi.new(self.names.http_1_0));
-        }
-        if (input) |stream| {
-            try put(environ, keys.@"wsgi.input", capi.new(&stream.head));
-        }
-        const gone = handles.client_disconnected;
-        try put(environ, keys.@"wsgi.early_hints", capi.new(handles.early_hints));
-        try put(environ, keys.@"serve_zig.client_disconnected", capi.new(gone));
+        const environ = try capi.owned(capi.PyDict_Copy(template.dict));
+        errdefer capi.drop(environ);
+        if (longer) try self.put_other_fields(environ, crew.exchange);
+        if (input) |stream| try put(environ, keys.@"wsgi.input", capi.new(&stream.head));
         try put(environ, keys.@"serve_zig.request_id", try self.request_id());
         const queued: f64 = @floatFromInt(crew.worker.queued_ns);
         const seconds = try capi.owned(capi.PyFloat_FromDouble(queued / std.time.ns_per_s));
         try put(environ, keys.@"serve_zig.queue_seconds", seconds);
-        try self.put_remote(environ, connection);
-        try self.put_fields(environ, exchange);
         return environ;
+    }
+
+    fn set_request_line(
+        self: *Environs,
+        template: *Template,
+        exchange: *const Exchange,
+    ) capi.Error!void {
+        const names = self.names;
+        const keys = &names.keys;
+        const head = &exchange.head;
+        const bytes = exchange.bytes;
+        const method = try names.method(head.method.of(bytes));
+        try template.set(.method, keys.REQUEST_METHOD, method);
+        const target = try self.target.get(head.target.of(bytes));
+        try template.set(.raw_uri, keys.RAW_URI, capi.new(target));
+        try template.set(.request_uri, keys.REQUEST_URI, target);
+        try template.set(.path, keys.PATH_INFO, try self.path_info(exchange));
+        const query = if (head.query.len == 0)
+            capi.new(names.empty_string)
+        else
+            try self.query.get(head.query.of(bytes));
+        try template.set(.query, keys.QUERY_STRING, query);
+        const protocol = switch (head.version) {
+            .http_1_0 => names.http_1_0,
+            .http_1_1 => names.http_1_1,
+        };
+        try template.set(.protocol, keys.SERVER_PROTOCOL, capi.new(protocol));
     }
 
     /// The path without its percent-encoding, each byte one character (PEP 3333, "Unicode Issues").
@@ -187,15 +255,20 @@ pub const Environs = struct {
         return capi.latin1(&self.id_text);
     }
 
-    fn put_remote(self: *Environs, environ: *Object, connection: *const Connection) capi.Error!void {
+    fn set_remote(
+        self: *Environs,
+        template: *Template,
+        connection: *const Connection,
+    ) capi.Error!void {
         const remote = &self.remotes[connection.index];
         const stamp = connection.generation +% 1;
         if (remote.generation != stamp or remote.address == null) {
             try self.learn_remote(remote, connection);
             remote.generation = stamp;
         }
-        try put(environ, self.names.keys.REMOTE_ADDR, capi.new(remote.address.?));
-        try put(environ, self.names.keys.REMOTE_PORT, capi.new(remote.port.?));
+        const keys = &self.names.keys;
+        try template.set(.address, keys.REMOTE_ADDR, capi.new(remote.address.?));
+        try template.set(.port, keys.REMOTE_PORT, capi.new(remote.port.?));
     }
 
     fn learn_remote(
@@ -211,10 +284,8 @@ pub const Environs = struct {
             std.fmt.bufPrint(&port_storage, "{d}", .{number}) catch ""
         else
             "";
-        const address = if (text.len == 0)
-            capi.new(self.unknown_address)
-        else
-            try capi.latin1(text);
+        // Most clients of one server are a few proxies: one string for each in a row.
+        const address = try self.address.get(text);
         errdefer capi.drop(address);
         const port_object = try capi.latin1(port_text);
         capi.drop_maybe(remote.address);
@@ -223,27 +294,63 @@ pub const Environs = struct {
         remote.port = port_object;
     }
 
-    fn put_fields(self: *Environs, environ: *Object, exchange: *const Exchange) capi.Error!void {
+    /// Sets the known fields in the template. Returns whether there is more: fields without a name
+    /// of ours, repeated or long ones, which the copy gets.
+    fn set_fields(
+        self: *Environs,
+        template: *Template,
+        exchange: *const Exchange,
+    ) capi.Error!bool {
         const head = &exchange.head;
-        const bytes = exchange.bytes;
+        var seen = std.StaticBitSet(fields.count).initEmpty();
+        var wanted = seen;
+        // RFC 9112 3.2.2: the target's authority replaces what Host said.
+        var more = head.target_form == .absolute_form or head.framing == .chunked;
+        for (head.lines()) |line| {
+            const number = @intFromEnum(line.known);
+            const key = self.names.environ[number] orelse {
+                if (line.known == .other) more = true;
+                continue;
+            };
+            const value = line.value.of(exchange.bytes);
+            const is_first = !seen.isSet(number);
+            seen.set(number);
+            if (!is_first or value.len > cached_bytes_max) {
+                more = true;
+                continue;
+            }
+            wanted.set(number);
+            try template.set_field(number, key, try self.values[number].get(value));
+        }
+        try template.keep_only(wanted, self.names);
+        return more;
+    }
+
+    /// Puts what `set_fields` left out into the request's own dict, in the order of the lines.
+    fn put_other_fields(
+        self: *Environs,
+        environ: *Object,
+        exchange: *const Exchange,
+    ) capi.Error!void {
+        const head = &exchange.head;
         var seen = std.StaticBitSet(fields.count).initEmpty();
         for (head.lines()) |line| {
-            const value = line.value.of(bytes);
+            const value = line.value.of(exchange.bytes);
             const number = @intFromEnum(line.known);
             if (self.names.environ[number]) |key| {
-                if (seen.isSet(number)) {
-                    try self.join(environ, key, value, line.known == .cookie);
-                } else {
-                    seen.set(number);
-                    try put(environ, key, try self.values[number].get(value));
-                }
+                // In the template, if short; a long first one was left to be put here.
+                const is_first = !seen.isSet(number);
+                seen.set(number);
+                if (is_first and value.len <= cached_bytes_max) continue;
+                try self.put_or_join(environ, key, value, line.known == .cookie);
             } else if (line.known == .other) {
-                try self.put_other(environ, line.name.of(bytes), value);
+                const key = try self.other_key(line.name.of(exchange.bytes));
+                defer capi.drop(key);
+                try self.put_or_join(environ, key, value, false);
             }
         }
         if (head.target_form == .absolute_form) {
-            // RFC 9112 3.2.2: the target's authority replaces what Host said.
-            const host = try capi.latin1(head.authority.of(bytes));
+            const host = try capi.latin1(head.authority.of(exchange.bytes));
             try put(environ, self.names.keys.HTTP_HOST, host);
         }
         if (head.framing == .chunked and exchange.body.mode == .gathered) {
@@ -266,16 +373,15 @@ pub const Environs = struct {
         try capi.checked(capi.PyDict_DelItem(environ, coding_key));
     }
 
-    fn put_other(
+    fn put_or_join(
         self: *Environs,
         environ: *Object,
-        name: []const u8,
+        key: *Object,
         value: []const u8,
+        is_cookie: bool,
     ) capi.Error!void {
-        const key = try self.other_key(name);
-        defer capi.drop(key);
-        if (capi.PyDict_GetItemWithError(environ, key) != null) {
-            return self.join(environ, key, value, false);
+        if (capi.PyDict_GetItemWithError(environ, key)) |before| {
+            return self.join(environ, key, before, value, is_cookie);
         }
         if (capi.PyErr_Occurred() != null) return error.Raised;
         try put(environ, key, try capi.latin1(value));
@@ -315,10 +421,10 @@ pub const Environs = struct {
         self: *Environs,
         environ: *Object,
         key: *Object,
+        before: *Object,
         value: []const u8,
         is_cookie: bool,
     ) capi.Error!void {
-        const before = capi.PyDict_GetItemWithError(environ, key) orelse return error.Raised;
         const separator = if (is_cookie) self.names.semicolon else self.names.comma;
         const start = try capi.owned(capi.PyUnicode_Concat(before, separator));
         defer capi.drop(start);

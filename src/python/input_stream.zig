@@ -20,6 +20,8 @@ pub const InputStream = extern struct {
     ahead_used: usize,
     /// A thread is reading.
     busy: bool,
+    /// For requests without a body: always at its end, and one for all, having no state.
+    is_empty: bool,
 };
 
 var type_object: ?*capi.Type = null;
@@ -35,7 +37,19 @@ pub fn create(crew: *Crew) capi.Error!*InputStream {
     self.ahead = null;
     self.ahead_used = 0;
     self.busy = false;
+    self.is_empty = false;
     return self;
+}
+
+/// A new stream that has nothing to read, ever.
+pub fn create_empty() capi.Error!*Object {
+    const self = try capi.allocate(InputStream, type_object.?);
+    self.crew = null;
+    self.ahead = null;
+    self.ahead_used = 0;
+    self.busy = false;
+    self.is_empty = true;
+    return &self.head;
 }
 
 /// The request is over. A thread that still reads keeps the request until it has let go.
@@ -95,6 +109,7 @@ fn memory_error() capi.Error {
 
 /// Reads once from the body; 0 at its end, and for ever after.
 fn read_once(self: *InputStream, destination: []u8) capi.Error!usize {
+    if (self.is_empty) return 0;
     const crew = self.crew orelse return capi.raise(
         capi.PyExc_ValueError,
         "wsgi.input was read after its request had ended",

@@ -458,7 +458,7 @@ HANDLERS: tuple[WSGIApplication, ...] = (
     spooled,
     numbers,
 )
-ROUTES = {f"/{handler.__name__}": handler for handler in HANDLERS}  # type: ignore[attr-defined]
+ROUTES = {f"/{handler.__name__}": handler for handler in HANDLERS}
 
 
 def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
