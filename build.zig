@@ -1,8 +1,8 @@
 //! Builds the extension module `_core` and the tests of src/core.
 //!
-//! `zig build test` needs no Python: src/core knows nothing of it. The extension needs the headers of
-//! a CPython and the sources of ziggy-pydust; scripts/build and the wheel's build hook pass both as
-//! options, and so nothing here runs an interpreter.
+//! `zig build test` needs no Python: src/core knows nothing of it. The extension needs the headers
+//! of a CPython and the sources of ziggy-pydust; scripts/build and the wheel's build hook pass both
+//! as options, and so nothing here runs an interpreter.
 
 const std = @import("std");
 const builtin = @import("builtin");
@@ -171,7 +171,5 @@ fn add_extension(b: *std.Build, options: Extension) *std.Build.Step.Compile {
     const library = b.addLibrary(.{ .name = "_core", .root_module = root, .linkage = .dynamic });
     // The interpreter that imports the module provides the C API's symbols.
     library.linker_allow_shlib_undefined = true;
-    // libc's memcpy is made for the CPU at hand; compiler-rt's is for the baseline.
-    library.bundle_compiler_rt = false;
     return library;
 }

@@ -1,6 +1,7 @@
 """The scheduler as clients and applications see it, on a real server."""
 
 import json
+import random
 import re
 import select
 import signal
@@ -517,6 +518,80 @@ def test_burst(usual: Server) -> None:
             assert is_right(response), (data[:60], response.status, response.body[:60])
 
 
+class Visitor:
+    """One client that does as its random numbers say: asks, pipelines, uploads, leaves early."""
+
+    def __init__(self, server: Server, seed: int) -> None:
+        self.wrong: list[str] = []
+        self._server = server
+        self._random = random.Random(seed)
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def join(self) -> None:
+        """Wait for its end."""
+        self._thread.join(20)
+        assert not self._thread.is_alive(), "a client was not answered"
+
+    def _run(self) -> None:
+        try:
+            for _ in range(12):
+                with self._server.connect(receive_buffer=65536) as connection:
+                    self._visit(connection)
+        except BaseException as error:
+            self.wrong.append(repr(error))
+
+    def _visit(self, connection: Connection) -> None:
+        chosen = [self._request() for _ in range(self._random.randint(1, 6))]
+        data = b"".join(request for request, _ in chosen)
+        if self._random.random() < 0.25:
+            connection.send(data[: self._random.randint(1, len(data))])
+            time.sleep(self._random.choice([0, 0, 0.0005, 0.003, 0.01]))
+            if self._random.random() < 0.7:
+                connection.reset()
+            return
+        connection.send_slowly(data, size=self._random.choice([len(data), 300, 61]))
+        if self._random.random() < 0.2:
+            connection.finish()
+        for request, is_right in chosen:
+            response = connection.response()
+            if not is_right(response):
+                self.wrong.append(f"{request[:60]!r}: {response.status} {response.body[:60]!r}")
+
+    def _request(self) -> tuple[bytes, Callable[[Response], bool]]:
+        number = self._random.randint(1, 2000)
+        match self._random.randint(0, 8):
+            case 0:
+                return get(f"/sleep?0.002&{number}"), is_text(f"sleep 0.002&{number}")
+            case 1:
+                return get(f"/sleep?0.0005&{number}"), is_text(f"sleep 0.0005&{number}")
+            case 2:
+                return get(f"/spin?0.001&{number}"), is_text(f"spin 0.001&{number}")
+            case 3:
+                return post("/upload", b"u" * number), is_json(number)
+            case 4:
+                return post_chunked("/upload", b"c" * number, b"d"), is_json(number + 1)
+            case 5:
+                pieces = number % 4 * 10
+                return get(f"/stream?{pieces}&v"), lambda one: len(one.chunks) == pieces
+            case 6:
+                return get("/nowhere"), lambda one: one.status == 404
+            case _:
+                return get(f"/fast?{number}"), is_text(f"fast {number}")
+
+
+@pytest.mark.parametrize("count", [1, 3, 32])
+def test_visitors(serve: Servers, count: int) -> None:
+    """Clients of every kind together; whatever some do, the others are answered right."""
+    server = serve("concurrency:app", threads(count))
+    visitors = [Visitor(server, seed) for seed in range(16)]
+    for visitor in visitors:
+        visitor.join()
+    assert [visitor.wrong for visitor in visitors] == [[]] * 16
+    assert not server.events("lost")
+    assert server.stop() == 0
+
+
 def is_json(value: object) -> Callable[[Response], bool]:
     """Return a check for a body of JSON."""
     return lambda one: bool(one.status == 200 and one.json() == value)
@@ -775,9 +850,10 @@ def test_sqlite_connection_of_a_parked_stream(serve: Servers) -> None:
 
 def test_parked_stream_does_not_wait_for_another_handler(serve: Servers) -> None:
     """A stream whose client reads on goes on while other handlers block, with threads to spare."""
-    server = serve("concurrency:app", threads(8))
+    server = serve("concurrency:app", {**threads(8), "timeouts": {"drain": 1.0}})
     with all_closed([begin_stream(server, "/stream?100&free", "free")]) as connections:
         stream = connections[0]
+        stream.timeout = 4.0
         assert stream.head().status == 200
         pieces_of(stream, 1)
         seconds_of_each(server, "/fast?parked", 5)
@@ -791,9 +867,10 @@ def test_parked_stream_does_not_wait_for_another_handler(serve: Servers) -> None
 
 def test_lock_of_a_parked_stream(serve: Servers) -> None:
     """A stream that holds a lock and a handler that wants it: the client that reads frees both."""
-    server = serve("concurrency:app", threads(8))
+    server = serve("concurrency:app", {**threads(8), "timeouts": {"drain": 1.0}})
     with all_closed([begin_stream(server, "/locked_stream?100", "locked_stream")]) as connections:
         stream = connections[0]
+        stream.timeout = 4.0
         assert stream.head().status == 200
         seconds_of_each(server, "/fast?parked", 5)
         for _ in range(3):
@@ -811,10 +888,10 @@ def test_reentrant_lock_of_a_parked_stream(serve: Servers) -> None:
     server = serve("concurrency:app", threads(8))
     with begin_stream(server, "/locked_stream?100", "locked_stream") as stream:
         assert stream.head().status == 200
-        taken = [ask(server, "/reentering") for _ in range(5)]
+        taken = [ask(server, "/reentering") for _ in range(40)]
         assert len(pieces_of(stream, 100)) == 100
         assert stream.chunk() == b""
-    assert taken == [False] * 5
+    assert taken == [False] * 40
 
 
 def test_trace_and_profile(serve: Servers) -> None:
@@ -877,6 +954,12 @@ def test_process_from_a_handler(usual: Server) -> None:
     """A process that a handler starts has no signal blocked and ends by SIGTERM."""
     for response in ask_at_once(usual, ["/child"] * 3):
         assert response.json() == {"began": "up", "blocked": 0, "status": -signal.SIGTERM}
+
+
+@LINUX
+def test_process_inherits_no_descriptor(usual: Server) -> None:
+    """Nor has it a hold on the server's sockets: those of the process and the list's own."""
+    assert ask(usual, "/descriptors") == ["0", "1", "2", "3"]
 
 
 def test_locks_between_handlers(serve: Servers) -> None:

@@ -1,10 +1,10 @@
 //! A request body: gathered before the application starts, or read by it as it comes.
 //!
-//! Gathered is the rule: the poller takes the body in, so that a slow client holds no thread. A small
-//! one stays where it was received, a larger one gets memory of its own up to a limit, and the rest
-//! goes to an unlinked file. Streamed is for `Expect: 100-continue` alone, where the client waits for
-//! the application to ask (RFC 9110 10.1.1). Owner: whoever owns the connection. GIL: not needed;
-//! reading a stream waits, and leaves the GIL for that through `Interlude`.
+//! Gathered is the rule: the poller takes the body in, so that a slow client holds no thread. A
+//! small one stays where it was received, a larger one gets memory of its own up to a limit, and
+//! the rest goes to an unlinked file. Streamed is for `Expect: 100-continue` alone, where the
+//! client waits for the application to ask (RFC 9110 10.1.1). Owner: whoever owns the connection.
+//! GIL: not needed; reading a stream waits, and leaves the GIL for that through `Interlude`.
 
 const std = @import("std");
 const chunked = @import("chunked.zig");
@@ -70,7 +70,8 @@ pub const Body = struct {
         if (self.file != sys.no_fd) sys.close(self.file);
     }
 
-    /// Sets up for the head that was just parsed. Refuses what Content-Length tells to be too large.
+    /// Sets up for the head that was just parsed. Refuses what Content-Length tells to be too
+    /// large.
     pub fn begin(
         self: *Body,
         exchange: *Exchange,
@@ -250,6 +251,15 @@ pub const Body = struct {
     /// Bytes that can be read without waiting for the client: all that is left when gathered.
     pub fn readable(self: *const Body) u64 {
         return if (self.mode == .gathered) self.length - self.position else 0;
+    }
+
+    /// The next `count` bytes where they are, if all of them are gathered in memory; valid as long
+    /// as the exchange is. They count as read.
+    pub fn take_from_memory(self: *Body, count: usize) ?[]const u8 {
+        if (self.mode != .gathered or self.position + count > self.memory_used) return null;
+        const start: usize = @intCast(self.position);
+        self.position += count;
+        return self.memory[start..][0..count];
     }
 
     /// Reads at least one byte into `destination`; 0 at the end of the body.

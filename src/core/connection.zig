@@ -1,9 +1,9 @@
 //! One client's connection: a slot that is used again and again, and who owns it now.
 //!
-//! The poller owns a connection until its request is complete; then the ready queue and a worker do,
-//! until the response is written. `turn` says which, and remembers what the poller saw meanwhile.
-//! Every other field belongs to the owner, except `fd`, `generation` and `index`, which only the
-//! poller changes and only in a free slot. GIL: not needed.
+//! The poller owns a connection until its request is complete; then the ready queue and a worker
+//! do, until the response is written. `turn` says which, and remembers what the poller saw
+//! meanwhile. Every other field belongs to the owner, except `fd`, `generation` and `index`, which
+//! only the poller changes and only in a free slot. GIL: not needed.
 
 const std = @import("std");
 const sys = @import("sys.zig");

@@ -1,9 +1,9 @@
 //! Which connection has to be looked at next, and when: a heap of times, at most one a connection.
 //!
 //! An entry may be earlier than the deadline it stands for. A connection whose deadline moves back
-//! (each request does that) leaves its entry alone; when the entry comes up, the poller looks at the
-//! real deadline and puts the entry back. A request thus costs nothing here. Owner: the poller (the
-//! thread that holds the baton). No memory is allocated after `init`.
+//! (each request does that) leaves its entry alone; when the entry comes up, the poller looks at
+//! the real deadline and puts the entry back. A request thus costs nothing here. Owner: the poller
+//! (the thread that holds the baton). No memory is allocated after `init`.
 
 const std = @import("std");
 

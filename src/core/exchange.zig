@@ -1,9 +1,9 @@
-//! One request and its response while they are in progress: the bytes received, the parsed head, the
-//! body and what of the response could not be sent yet.
+//! One request and its response while they are in progress: the bytes received, the parsed head,
+//! the body and what of the response could not be sent yet.
 //!
 //! An idle connection has none, which is what makes ten thousand of them cheap. Exchanges come from
-//! a pool and go back to it; a buffer that a large head made grow shrinks again then. Owner: whoever
-//! owns the connection. The pool: any thread, under its mutex.
+//! a pool and go back to it; a buffer that a large head made grow shrinks again then. Owner:
+//! whoever owns the connection. The pool: any thread, under its mutex.
 
 const std = @import("std");
 const request_head = @import("request_head.zig");
@@ -13,8 +13,8 @@ const Body = @import("body.zig").Body;
 const RequestHead = request_head.RequestHead;
 const FieldLine = request_head.FieldLine;
 
-/// Of the buffer that every exchange begins with: a head, and small bodies whole. What a client does
-/// not fill is never touched and so costs no memory.
+/// Of the buffer that every exchange begins with: a head, and small bodies whole. What a client
+/// does not fill is never touched and so costs no memory.
 pub const buffer_bytes = 16 * 1024;
 
 pub const Exchange = struct {

@@ -1,4 +1,5 @@
-//! Tells which sockets are ready: epoll on Linux, kqueue on macOS, one interface chosen at comptime.
+//! Tells which sockets are ready: epoll on Linux, kqueue on macOS, one interface chosen at
+//! comptime.
 //!
 //! Registration is edge-triggered and made once for a connection's life, so a request costs no
 //! system call here: every change of readiness is reported once and the owner reads or writes until

@@ -4,7 +4,8 @@
 //! limit. Past it a producer that can be parked is told so; one that cannot (PEP 3333's `write`)
 //! waits without the GIL until the client has taken enough. Whatever the
 //! application does, the client can tell a whole response from a broken one: a response that ends
-//! early closes the connection before its announced end. Owner: a worker, for one request at a time.
+//! early closes the connection before its announced end. Owner: a worker, for one request at a
+//! time.
 
 const std = @import("std");
 const sys = @import("sys.zig");
@@ -170,7 +171,8 @@ pub const Reply = struct {
     /// Whether an interim response can be sent: HTTP/1.0 has none (RFC 9110 15.2), and after the
     /// final head it would be part of the body.
     pub fn takes_interim(self: *const Reply) bool {
-        return !self.progress.head_sent and !self.progress.broken and self.exchange.head.version == .http_1_1;
+        if (self.progress.head_sent or self.progress.broken) return false;
+        return self.exchange.head.version == .http_1_1;
     }
 
     /// Sends what was put into `interim`.
@@ -221,7 +223,10 @@ pub const Reply = struct {
     fn send_head(self: *Reply, first: []const u8, length_known: ?u64) WriteError!void {
         self.progress.framing = self.choose_framing(length_known);
         if (self.progress.framing == .until_close) self.progress.must_close = true;
-        if (self.progress.framing == .content_length) self.progress.remaining = self.progress.framing.content_length;
+        switch (self.progress.framing) {
+            .content_length => |length| self.progress.remaining = length,
+            .none, .chunked, .until_close => {},
+        }
         // A body that the client was not asked for cannot be told from the next request.
         if (!self.exchange.body.complete) self.progress.must_close = true;
         // After the final head nobody can be told to go on (RFC 9110 10.1.1).
@@ -235,7 +240,8 @@ pub const Reply = struct {
         );
         self.progress.head_sent = true;
         if (self.progress.framing == .none) return self.send(&.{head});
-        const too_long = self.progress.framing == .content_length and first.len > self.progress.remaining;
+        const has_length = self.progress.framing == .content_length;
+        const too_long = has_length and first.len > self.progress.remaining;
         const piece = if (too_long) first[0..@intCast(self.progress.remaining)] else first;
         // The application gives up then and takes its bytes along: they must not be pinned.
         if (too_long) self.waits = true;
@@ -303,7 +309,8 @@ pub const Reply = struct {
     const chunk_head_bytes_max = 18;
 
     fn write_chunk_head(storage: *[chunk_head_bytes_max]u8, size: usize) []const u8 {
-        return std.fmt.bufPrint(storage, "{x}\r\n", .{size}) catch unreachable; // 16 digits and CRLF
+        // At the most 16 digits and CRLF.
+        return std.fmt.bufPrint(storage, "{x}\r\n", .{size}) catch unreachable;
     }
 
     // ---- Bytes ---------------------------------------------------------------------------------

@@ -288,7 +288,9 @@ test "the application's own Date, Server and Content-Length stand" {
 test "statuses" {
     var head: ResponseHead = .init(testing.allocator);
     defer head.deinit();
-    for ([_][]const u8{ "", "2", "20", "2x0 OK", "200OK", "100 Continue", "199 Odd", " 200 OK" }) |bad| {
+    for ([_][]const u8{
+        "", "2", "20", "2x0 OK", "200OK", "100 Continue", "199 Odd", " 200 OK",
+    }) |bad| {
         try testing.expectError(error.BadStatus, head.begin(bad));
     }
     for ([_][]const u8{ "200 O\nK", "200 \r\nX: y", "200 \x00" }) |bad| {
@@ -311,8 +313,8 @@ test "fields that an application may not send" {
     try testing.expectError(error.ControlCharacter, head.add("a", "x\ny"));
     try testing.expectError(error.ControlCharacter, head.add("a", "\x00"));
     for ([_][]const u8{
-        "Connection", "Keep-Alive", "Proxy-Authenticate", "Proxy-Authorization", "TE", "Trailers",
-        "Transfer-Encoding", "UPGRADE", "Proxy-Connection",
+        "Connection", "Keep-Alive",        "Proxy-Authenticate", "Proxy-Authorization", "TE",
+        "Trailers",   "Transfer-Encoding", "UPGRADE",            "Proxy-Connection",
     }) |name| try testing.expectError(error.HopByHopField, head.add(name, "x"));
     for ([_][]const u8{ "", "-1", "+1", "1,1", "0x1", "1 1", "1234567890123456789" }) |value| {
         try testing.expectError(error.BadContentLength, head.add("Content-Length", value));

@@ -8,16 +8,20 @@
 //! - The monitor, a thread without Python, looks every tick whether anything was begun or finished.
 //!   If not while the holder is inside a call (or waits for the GIL), it takes the baton from it.
 //! - Requests not begun are in the one ready queue. A worker takes one only when it has the GIL, so
-//!   that none is trapped behind a thread that waits; at most one worker waits for the GIL at a time.
+//!   that none is trapped behind a thread that waits; at most one worker waits for the GIL at a
+//! time.
 //!
 //! A worker without work parks; the one that parked last is woken first, so that thread-local
 //! resources of the application stay as few as the load needs. All state is under `mutex`, which is
-//! never held during a system call (but a futex's or the poller's wake), a poll, an application call or a wait for
-//! the GIL. `Host` brings what the scheduler does not know (see `Server`, and the fake in the tests):
+//! never held during a system call (but a futex's or the poller's wake), a poll, an application
+//! call or a wait for the GIL. `Host` brings what the scheduler does not know (see `Server`, and
+//! the fake in the tests):
 //!
 //! A request that has begun and parked (its client is slow) goes on with the worker that began it,
-//! so that what an application ties to a thread stays with the response. Such a request waits in
-//! its worker's own list.
+//! so that what an application ties to a thread stays with the response. Such a worker is bound:
+//! as long as another is idle it takes no new request, which might block on something that the
+//! parked one holds. When all are bound they share; and a request whose worker stays busy goes on
+//! with any other after a while, rather than wait for a handler that it has nothing to do with.
 //!
 //!     Task                          a request; fields `route`, `worker`, `next_own`
 //!     wake_poller(*Host)            ends a poll in progress
@@ -38,6 +42,8 @@ pub const tick_ns = 500 * std.time.ns_per_us;
 /// monitor only costs. The first one that sees none is followed by short ones again.
 const calm_ticks_min = 8;
 const calm_ticks_each = 4;
+/// How long a request that has begun waits for its own worker, if that is busy.
+const own_wait_ns_max = 50 * std.time.ns_per_ms;
 /// Ticks without anything to watch after which the monitor sleeps until it is needed.
 const idle_ticks_max = 8;
 
@@ -65,6 +71,8 @@ pub const Worker = struct {
     /// Requests that only this worker may go on with; `Host.Task`s, oldest first.
     own_first: ?*anyopaque = null,
     own_last: ?*anyopaque = null,
+    /// Parked responses that go on with this worker.
+    bound: u32 = 0,
 };
 
 /// What a worker does, as far as the scheduler must know. Under the mutex.
@@ -83,6 +91,9 @@ pub fn Scheduler(comptime Host: type) type {
         host: *Host,
         mutex: std.Thread.Mutex = .{},
         ready: []Entry,
+        /// Those that have begun to work.
+        workers: []*Worker,
+        worker_total: usize = 0,
         ready_head: usize = 0,
         ready_count: usize = 0,
         /// The one that may poll; null while it waits for somebody to take it.
@@ -121,11 +132,14 @@ pub fn Scheduler(comptime Host: type) type {
         ) error{OutOfMemory}!Self {
             const capacity = @as(usize, options.queue) + options.threads;
             const ready = try gpa.alloc(Entry, capacity);
-            return .{ .options = options, .host = host, .ready = ready };
+            errdefer gpa.free(ready);
+            const workers = try gpa.alloc(*Worker, options.threads + 1);
+            return .{ .options = options, .host = host, .ready = ready, .workers = workers };
         }
 
         pub fn deinit(self: *Self, gpa: std.mem.Allocator) void {
             gpa.free(self.ready);
+            gpa.free(self.workers);
         }
 
         /// One more than may run the application: one can always poll.
@@ -166,6 +180,10 @@ pub fn Scheduler(comptime Host: type) type {
         /// A worker's life; returns when the server stops. The thread has the GIL before and after.
         pub fn work(self: *Self, worker: *Worker) void {
             worker.attached = true;
+            self.mutex.lock();
+            self.workers[self.worker_total] = worker;
+            self.worker_total += 1;
+            self.mutex.unlock();
             while (true) switch (self.next(worker)) {
                 .run => |task| self.host.run(worker, task),
                 .shed => |task| self.host.shed(worker, task),
@@ -204,8 +222,7 @@ pub fn Scheduler(comptime Host: type) type {
             self.mutex.lock();
             task.next_own = null;
             const worker = task.worker orelse {
-                if (self.begun_last) |last| last.next_own = task else self.begun_first = task;
-                self.begun_last = task;
+                self.push_begun(task);
                 self.mutex.unlock();
                 return;
             };
@@ -213,7 +230,7 @@ pub fn Scheduler(comptime Host: type) type {
             worker.own_last = task;
             self.own_count += 1;
             const parked = worker.phase == .parked and self.unpark_this(worker);
-            self.mutex.unlock();
+            self.unlock_watched();
             if (parked) wake(worker);
         }
 
@@ -225,8 +242,31 @@ pub fn Scheduler(comptime Host: type) type {
         fn pop_own(self: *Self, worker: *Worker) ?*Task {
             const task: *Task = @ptrCast(@alignCast(worker.own_first orelse return null));
             worker.own_first = task.next_own;
+            worker.bound -= 1;
             self.own_count -= 1;
             return task;
+        }
+
+        /// A response of this worker's has parked and will go on with it. The worker itself, in a
+        /// call.
+        pub fn bind(self: *Self, worker: *Worker) void {
+            self.mutex.lock();
+            defer self.mutex.unlock();
+            worker.bound += 1;
+        }
+
+        /// Lets any worker go on with what waits for this one.
+        fn release_own(self: *Self, worker: *Worker) void {
+            while (self.pop_own(worker)) |task| {
+                task.worker = null;
+                self.push_begun(task);
+            }
+        }
+
+        fn push_begun(self: *Self, task: *Task) void {
+            task.next_own = null;
+            if (self.begun_last) |last| last.next_own = task else self.begun_first = task;
+            self.begun_last = task;
         }
 
         fn pop_begun(self: *Self) ?*Task {
@@ -292,6 +332,11 @@ pub fn Scheduler(comptime Host: type) type {
             self.end_step(worker, now_ns);
             if (self.own_count > 0) self.wake_an_owner(worker);
             while (!self.stopping) {
+                const is_reserved = worker.bound > 0 and worker.own_first == null;
+                if (is_reserved and self.parked_unbound() != null) {
+                    self.stand_aside(worker);
+                    continue;
+                }
                 if (self.holder == null) self.holder = worker;
                 if (self.running < self.options.threads) {
                     if (worker.own_first != null) {
@@ -312,7 +357,7 @@ pub fn Scheduler(comptime Host: type) type {
                     self.mutex.unlock();
                     return .poll;
                 } else {
-                    self.park(worker);
+                    self.park(worker, null);
                 }
             }
             if (self.holder == worker) self.holder = null;
@@ -323,6 +368,20 @@ pub fn Scheduler(comptime Host: type) type {
         /// Whether there is something that any worker may take.
         fn has_waiting(self: *const Self) bool {
             return self.ready_count > 0 or self.begun_first != null;
+        }
+
+        /// Leaves new requests, and the baton, to a worker that is not bound. Unlocks meanwhile.
+        fn stand_aside(self: *Self, worker: *Worker) void {
+            if (worker.attached) {
+                self.mutex.unlock();
+                self.detach(worker);
+                self.mutex.lock();
+                return; // much may have changed
+            }
+            const is_needed = self.holder == worker or self.holder == null or self.has_waiting();
+            if (self.holder == worker) self.holder = null;
+            const successor = if (is_needed) self.unpark() else null;
+            self.park(worker, successor);
         }
 
         fn end_step(self: *Self, worker: *Worker, now_ns: u64) void {
@@ -410,7 +469,8 @@ pub fn Scheduler(comptime Host: type) type {
             return .attach;
         }
 
-        /// Unlocks with the monitor awake, since a call is about to begin or the GIL to be waited for.
+        /// Unlocks with the monitor awake, since a call is about to begin or the GIL to be waited
+        /// for.
         fn unlock_watched(self: *Self) void {
             const asleep = self.monitor.asleep;
             self.monitor.asleep = false;
@@ -420,25 +480,35 @@ pub fn Scheduler(comptime Host: type) type {
             Futex.wake(&self.monitor.signal, 1);
         }
 
-        /// Waits, unlocked, until another worker or the monitor wants this one.
-        fn park(self: *Self, worker: *Worker) void {
+        /// Waits, unlocked, until another worker or the monitor wants this one. Wakes `successor`
+        /// when the mutex is free.
+        fn park(self: *Self, worker: *Worker, successor: ?*Worker) void {
             worker.phase = .parked;
             worker.signal.store(0, .monotonic);
             worker.next_parked = self.parked;
             self.parked = worker;
             self.parked_count += 1;
             self.mutex.unlock();
+            if (successor) |other| wake(other);
             while (worker.signal.load(.acquire) == 0) Futex.wait(&worker.signal, 0);
             self.mutex.lock();
             worker.phase = .between;
         }
 
-        /// The worker that parked last. The caller wakes it after unlocking.
+        /// The worker that parked last, of those that are not bound if there are any. The caller
+        /// wakes it after unlocking.
         fn unpark(self: *Self) ?*Worker {
-            const worker = self.parked orelse return null;
-            self.parked = worker.next_parked;
-            self.parked_count -= 1;
+            const worker = self.parked_unbound() orelse self.parked orelse return null;
+            _ = self.unpark_this(worker);
             return worker;
+        }
+
+        fn parked_unbound(self: *const Self) ?*Worker {
+            var candidate = self.parked;
+            while (candidate) |worker| : (candidate = worker.next_parked) {
+                if (worker.bound == 0) return worker;
+            }
+            return null;
         }
 
         /// Takes this worker out of the list of parked ones; false when it is not in it.
@@ -471,6 +541,15 @@ pub fn Scheduler(comptime Host: type) type {
             }
         }
 
+        /// Frees requests from workers that are busy with something else for long.
+        fn release_overdue(self: *Self) void {
+            const now_ns = sys.monotonic_ns();
+            for (self.workers[0..self.worker_total]) |worker| {
+                if (worker.own_first == null or worker.phase != .running) continue;
+                if (now_ns -| worker.started_ns >= own_wait_ns_max) self.release_own(worker);
+            }
+        }
+
         /// One look; false when the server stops.
         fn tick(self: *Self) bool {
             self.mutex.lock();
@@ -487,6 +566,7 @@ pub fn Scheduler(comptime Host: type) type {
             } else false;
             const queue_waits = self.has_waiting() and self.attaching == 0 and
                 self.running < self.options.threads;
+            if (self.own_count > 0) self.release_overdue();
             var chosen: ?*Worker = null;
             if (stuck and self.parked != null and (holder_busy or queue_waits)) {
                 if (holder_busy) {
@@ -495,7 +575,7 @@ pub fn Scheduler(comptime Host: type) type {
                 }
                 chosen = self.unpark();
             }
-            if (holder_busy or queue_waits) {
+            if (holder_busy or queue_waits or self.own_count > 0) {
                 self.monitor.idle_ticks = 0;
             } else {
                 self.monitor.idle_ticks += 1;

@@ -1,8 +1,9 @@
-//! The server: what all threads share, how it starts and ends, and a worker's way through a request.
+//! The server: what all threads share, how it starts and ends, and a worker's way through a
+//! request.
 //!
-//! `Server` is the scheduler's host. The baton's holder runs `poll`, which is all of poller.zig; any
-//! worker runs `run`. The poller's own data is in `poller`; what threads share is atomic or has a
-//! lock of its own. The application is behind `Application`, so that the whole server is tested
+//! `Server` is the scheduler's host. The baton's holder runs `poll`, which is all of poller.zig;
+//! any worker runs `run`. The poller's own data is in `poller`; what threads share is atomic or has
+//! a lock of its own. The application is behind `Application`, so that the whole server is tested
 //! without Python.
 
 const std = @import("std");
@@ -288,7 +289,10 @@ pub const Server = struct {
             crew.reply.begin(connection, exchange, may_persist);
             self.application.handle(self.application.context, crew);
         }
-        if (exchange.continuation != null) return self.release_parked(connection);
+        if (exchange.continuation != null) {
+            if (connection.worker) |bound| self.scheduler.bind(bound);
+            return self.release_parked(connection);
+        }
         _ = self.requests.fetchAdd(1, .monotonic);
         self.release(connection, &crew.reply);
     }

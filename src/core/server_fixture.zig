@@ -433,6 +433,9 @@ pub const Fixture = struct {
         for (self.threads) |*thread| {
             thread.* = try std.Thread.spawn(.{ .stack_size = 1024 * 1024 }, work, .{self.server});
         }
+        // A thread that has not begun waits for the GIL, and cannot poll if a handler keeps it.
+        const count = self.server.worker_count();
+        while (self.server.crews_begun.load(.monotonic) < count) sys.sleep_ms(1);
     }
 
     fn work(server: *Server) void {
@@ -508,7 +511,7 @@ pub const Fixture = struct {
         }
     }
 
-    pub const Count = enum { connections, running, queued, parked, shed, steals };
+    pub const Count = enum { connections, requests, running, queued, parked, shed, steals };
 
     /// Waits until a count of the server is `expected`.
     pub fn expect_count(self: *Fixture, comptime what: Count, expected: u64) !void {

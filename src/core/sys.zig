@@ -22,8 +22,8 @@ fn errno() c.E {
 
 // ---- Time --------------------------------------------------------------------------------------
 
-/// The coarse clocks cost a few nanoseconds (no counter is read) and are a kernel tick behind at the
-/// most, which is finer than any timeout or date here needs.
+/// The coarse clocks cost a few nanoseconds (no counter is read) and are a kernel tick behind at
+/// the most, which is finer than any timeout or date here needs.
 const monotonic_clock: c.clockid_t = if (is_linux) .MONOTONIC_COARSE else .MONOTONIC_RAW_APPROX;
 const realtime_clock: c.clockid_t = if (is_linux) .REALTIME_COARSE else .REALTIME;
 /// The counter behind `monotonic_clock`; macOS counts CLOCK_MONOTONIC from another moment.
@@ -195,11 +195,16 @@ pub fn accept(listener: Fd) AcceptError!Accepted {
 /// macOS has no accept4, and its older releases know MSG_NOSIGNAL only as this option.
 fn prepare_accepted(fd: Fd) void {
     set_nonblocking(fd);
-    _ = c.fcntl(fd, c.F.SETFD, @as(c_int, c.FD_CLOEXEC));
+    set_close_on_exec(fd);
     if (@hasDecl(c.SO, "NOSIGPIPE")) {
         const on: c_int = 1;
         _ = c.setsockopt(fd, c.SOL.SOCKET, c.SO.NOSIGPIPE, &on, @sizeOf(c_int));
     }
+}
+
+/// A process that the application starts must not inherit the descriptor.
+fn set_close_on_exec(fd: Fd) void {
+    _ = c.fcntl(fd, c.F.SETFD, @as(c_int, c.FD_CLOEXEC));
 }
 
 pub fn set_nonblocking(fd: Fd) void {
@@ -269,8 +274,10 @@ fn clamp_timeout(timeout_ms: u64) c_int {
 pub fn socket_pair() error{Unexpected}![2]Fd {
     var pair: [2]Fd = undefined;
     if (c.socketpair(c.AF.UNIX, c.SOCK.STREAM, 0, &pair) != 0) return error.Unexpected;
-    set_nonblocking(pair[0]);
-    set_nonblocking(pair[1]);
+    for (pair) |fd| {
+        set_nonblocking(fd);
+        set_close_on_exec(fd);
+    }
     return pair;
 }
 
@@ -294,7 +301,12 @@ pub fn open_unlinked(directory: []const u8) FileError!Fd {
     if (is_linux) {
         const folder = std.fmt.bufPrintZ(&path, "{s}", .{directory}) catch
             return error.Unexpected;
-        const options: c.O = .{ .ACCMODE = .RDWR, .TMPFILE = true, .DIRECTORY = true, .CLOEXEC = true };
+        const options: c.O = .{
+            .ACCMODE = .RDWR,
+            .TMPFILE = true,
+            .DIRECTORY = true,
+            .CLOEXEC = true,
+        };
         const fd = c.open(folder.ptr, options, @as(c_uint, 0o600));
         if (fd >= 0) return fd;
         switch (errno()) {
@@ -308,7 +320,7 @@ pub fn open_unlinked(directory: []const u8) FileError!Fd {
     const fd = mkstemp(template.ptr);
     if (fd < 0) return if (errno() == .NOSPC) error.NoSpace else error.Unexpected;
     _ = c.unlink(template.ptr);
-    _ = c.fcntl(fd, c.F.SETFD, @as(c_int, c.FD_CLOEXEC));
+    set_close_on_exec(fd);
     return fd;
 }
 

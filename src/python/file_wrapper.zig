@@ -1,5 +1,6 @@
-//! `wsgi.file_wrapper` (PEP 3333, "Optional Platform-Specific File Handling"): an iterable of blocks
-//! of a file-like object. GIL held. The object's own methods are called, so any file-like will do.
+//! `wsgi.file_wrapper` (PEP 3333, "Optional Platform-Specific File Handling"): an iterable of
+//! blocks of a file-like object. GIL held. The object's own methods are called, so any file-like
+//! will do.
 
 const capi = @import("capi.zig");
 const names_module = @import("names.zig");
@@ -61,7 +62,8 @@ fn iter(object: *Object) callconv(.c) ?*Object {
 fn iternext(object: *Object) callconv(.c) ?*Object {
     const self = of(object);
     const end: ?*Object = null;
-    const data = capi.PyObject_CallMethodObjArgs(self.filelike.?, keys.read, self.block.?, end) orelse
+    const file = self.filelike.?;
+    const data = capi.PyObject_CallMethodObjArgs(file, keys.read, self.block.?, end) orelse
         return null;
     // A block that is not bytes goes on, for the server to refuse.
     if (capi.is_bytes(data) and capi.bytes_of(data).len == 0) {

@@ -152,6 +152,10 @@ fn read_exactly(self: *InputStream, size: usize) capi.Error!*Object {
     // A size beyond what can come must not be allocated on the application's word.
     if (streamed and size > block_bytes) return read_growing(self, size);
     const wanted: usize = if (streamed) size else @intCast(@min(size, expected));
+    if (crew) |c| if (self.ahead == null and !self.busy) {
+        // The usual case costs one copy, by libc's memcpy for the CPU at hand.
+        if (c.exchange.body.take_from_memory(wanted)) |bytes| return capi.bytes_from(bytes);
+    };
     const result = try capi.owned(capi.PyBytes_FromStringAndSize(null, @intCast(wanted)));
     errdefer capi.drop(result);
     const target = (capi.PyBytes_AsString(result) orelse return error.Raised)[0..wanted];

@@ -158,7 +158,8 @@ pub fn status(handle: ?*anyopaque) capi.Error!*Object {
     const dict = try capi.owned(capi.PyDict_New());
     errdefer capi.drop(dict);
     inline for (@typeInfo(core.server.Counts).@"struct".fields) |field| {
-        const value = try capi.owned(capi.PyLong_FromLongLong(@intCast(@field(counts, field.name))));
+        const number: c_longlong = @intCast(@field(counts, field.name));
+        const value = try capi.owned(capi.PyLong_FromLongLong(number));
         defer capi.drop(value);
         try capi.checked(capi.PyDict_SetItemString(dict, field.name, value));
     }

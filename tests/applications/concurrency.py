@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
-from typing import Any
+from typing import Any, ClassVar
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 import events
@@ -380,6 +380,15 @@ def child(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[b
     )
 
 
+def descriptors(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """Answer what a process inherits that is started without any care."""
+    program = "import json, os; print(json.dumps(os.listdir('/proc/self/fd')))"
+    found = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", program], capture_output=True, close_fds=False
+    )
+    return answer_text(start_response, found.stdout.decode("ascii"))
+
+
 def upload(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
     """Read the body and answer its length."""
     stream = environ["wsgi.input"]
@@ -405,6 +414,33 @@ def spooled(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable
     return environ["wsgi.file_wrapper"](file)  # type: ignore[no-any-return]
 
 
+class MallInfo(ctypes.Structure):
+    """`struct mallinfo2` of the GNU C library: ten sizes."""
+
+    _fields_: ClassVar[list[tuple[str, type[ctypes.c_size_t]]]] = [
+        ("arena", ctypes.c_size_t),
+        ("ordblks", ctypes.c_size_t),
+        ("smblks", ctypes.c_size_t),
+        ("hblks", ctypes.c_size_t),
+        ("hblkhd", ctypes.c_size_t),
+        ("usmblks", ctypes.c_size_t),
+        ("fsmblks", ctypes.c_size_t),
+        ("uordblks", ctypes.c_size_t),
+        ("fordblks", ctypes.c_size_t),
+        ("keepcost", ctypes.c_size_t),
+    ]
+
+
+def heap_bytes() -> int:
+    """Return what malloc has given out, the core's memory included; 0 where it cannot be told."""
+    mallinfo2 = getattr(ctypes.CDLL(None), "mallinfo2", None)
+    if mallinfo2 is None:
+        return 0
+    mallinfo2.restype = MallInfo
+    found = mallinfo2()
+    return int(found.uordblks + found.hblkhd)
+
+
 def numbers(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
     """Answer what would grow if something were not given back."""
     gc.collect()
@@ -422,6 +458,7 @@ def numbers(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable
         {
             "blocks": sys.getallocatedblocks(),
             "objects": len(gc.get_objects()),
+            "heap": heap_bytes(),
             "threads": threading.active_count(),
             "references": {name: sys.getrefcount(one) for name, one in counted.items()},
         },
@@ -453,6 +490,7 @@ HANDLERS: tuple[WSGIApplication, ...] = (
     notifying,
     running_loop,
     child,
+    descriptors,
     upload,
     listed,
     spooled,

@@ -31,8 +31,8 @@ pub const Reactor = struct {
         return epoll.add(self.poll_fd, fd, events, token);
     }
 
-    /// Before the descriptor is closed: a duplicate of it elsewhere (an application's child process)
-    /// would keep the registration alive beyond `close`.
+    /// Before the descriptor is closed: a duplicate of it elsewhere (an application's child
+    /// process) would keep the registration alive beyond `close`.
     pub fn unregister(self: *Reactor, fd: sys.Fd) void {
         epoll.remove(self.poll_fd, fd);
     }
