@@ -551,8 +551,6 @@ class Visitor:
                 connection.reset()
             return
         connection.send_slowly(data, size=self._random.choice([len(data), 300, 61]))
-        if self._random.random() < 0.2:
-            connection.finish()
         for request, is_right in chosen:
             response = connection.response()
             if not is_right(response):

@@ -142,21 +142,44 @@ def repeated(server: Server, kind: str, count: int, seconds: float) -> int:
     return sent
 
 
+def grown(before: dict[str, Any], after: dict[str, Any], sent: int) -> list[str]:
+    """Return what there is more of than caches and fragmentation explain."""
+    bounds = {
+        "descriptors": 0,
+        "tasks": 0,
+        "threads": 0,
+        "blocks": max(sent // 4, 60),
+        "objects": max(sent // 4, 60),
+        "heap": 50_000 + 16 * sent,
+        "resident": 1_000_000 + 50 * sent,
+    }
+    found = [
+        f"{name}: {before[name]} to {after[name]}"
+        for name, bound in bounds.items()
+        if after[name] - before[name] > bound
+    ]
+    found += [
+        f"references of {name}: {before['references'][name]} to {count}"
+        for name, count in after["references"].items()
+        if count - before["references"][name] > sent // 10
+    ]
+    return found
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_is_left(small: Server, kind: str) -> None:
-    """Counts after many requests are those from before; a few are what caches hold."""
+    """Counts after many requests are those from before.
+
+    A table that doubles grows once; what leaks grows each time that one looks.
+    """
     small.errors_expected = kind == "exception"
     repeated(small, kind, REQUESTS // 10, SECONDS / 4)
     before = numbers(small)
-    sent = repeated(small, kind, REQUESTS, SECONDS)
-    after = numbers(small)
-    assert after["descriptors"] <= before["descriptors"]
-    assert after["tasks"] <= before["tasks"]
-    assert after["threads"] <= before["threads"]
-    for name, count in after["references"].items():
-        assert count - before["references"][name] < sent // 10, name
-    assert after["blocks"] - before["blocks"] < max(sent // 4, 60), sent
-    assert after["objects"] - before["objects"] < max(sent // 4, 60), sent
-    assert after["heap"] - before["heap"] < 100_000 + 16 * sent, sent
-    # Fragmentation comes and goes; a leak of a few hundred bytes a request does not.
-    assert after["resident"] - before["resident"] < 3_000_000 + 50 * sent
+    for _ in range(3):
+        sent = repeated(small, kind, REQUESTS, SECONDS)
+        after = numbers(small)
+        leaks = grown(before, after, sent)
+        if not leaks:
+            return
+        before = after
+    pytest.fail(f"after {sent} requests each time: {leaks}")

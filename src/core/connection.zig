@@ -34,8 +34,8 @@ pub const State = enum(u8) {
 /// What happens when the output has left.
 pub const After = enum {
     keep,
+    /// In order: the client has time to read the answer.
     close,
-    linger,
     /// The response's producer was parked and goes on.
     proceed,
 };
@@ -156,7 +156,8 @@ pub const Slots = struct {
     }
 
     pub fn release(self: *Slots, connection: *Connection) void {
-        const generation = connection.generation +% 1;
+        // 31 bits: the highest one of a token tells listeners from connections.
+        const generation = (connection.generation + 1) & std.math.maxInt(u31);
         connection.* = .{
             .index = connection.index,
             .generation = generation,

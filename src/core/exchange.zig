@@ -70,6 +70,12 @@ pub const Exchange = struct {
         return std.mem.eql(u8, self.head.method.of(self.bytes), "HEAD");
     }
 
+    /// Nothing came that matters: at the most an empty line, such as some clients send after a
+    /// body (RFC 9112 2.2).
+    pub fn is_blank(self: *const Exchange) bool {
+        return self.head.is_idle() and self.received == self.head.line_start;
+    }
+
     /// Whether bytes of a next request are there already.
     pub fn has_more(self: *const Exchange) bool {
         return self.request_end < self.received;

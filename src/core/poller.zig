@@ -357,7 +357,7 @@ pub const Poller = struct {
                 };
             }
         }
-        if (exchange.received == 0) {
+        if (exchange.is_blank()) {
             self.server.pool.release(exchange);
             connection.exchange = null;
             if (connection.hangup) self.mark_closing(connection);
@@ -535,12 +535,7 @@ pub const Poller = struct {
         }
         switch (connection.after) {
             .keep => self.next_request(connection),
-            .close => if (connection.unread) {
-                self.linger(connection);
-            } else {
-                self.mark_closing(connection);
-            },
-            .linger => self.linger(connection),
+            .close => self.linger(connection),
             .proceed => self.resume_parked(connection),
         }
     }
@@ -557,21 +552,22 @@ pub const Poller = struct {
         connection.state = .reading_head;
         const exchange = connection.exchange.?;
         exchange.begin_next(self.server.gpa);
-        if (exchange.received == 0) {
+        if (exchange.received > 0 and self.parse(connection, exchange)) return;
+        if (exchange.is_blank()) {
             self.server.pool.release(exchange);
             connection.exchange = null;
             self.set_deadline(connection, self.server.options.keep_alive_timeout_ms);
         } else {
             self.set_deadline(connection, self.server.options.head_timeout_ms);
-            if (self.parse(connection, exchange)) return;
         }
         // A client that closed its side is seen here: reading finds the end.
         if (connection.unread or connection.hangup) self.read_head(connection);
     }
 
-    /// Closing at once would reset the connection if the client is still sending, and with it the
-    /// answer on its way (RFC 9112 9.6).
+    /// Closing at once would reset the connection if the client is still sending, or is about to,
+    /// and with it the answer on its way (RFC 9112 9.6).
     fn linger(self: *Poller, connection: *Connection) void {
+        if (connection.hangup and !connection.unread) return self.mark_closing(connection);
         sys.shutdown_send(connection.fd);
         connection.state = .lingering;
         if (connection.exchange) |exchange| {
@@ -675,7 +671,6 @@ pub const Poller = struct {
             if (connection.state != .reading_head) continue;
             // A request that came but was not read yet is answered.
             self.read_head(connection);
-            if (connection.is_idle()) self.mark_closing(connection);
             if (self.complete_count == self.complete.len) self.submit();
         }
     }

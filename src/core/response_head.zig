@@ -117,7 +117,7 @@ pub const ResponseHead = struct {
     pub fn add(self: *ResponseHead, name: []const u8, value: []const u8) Error!void {
         if (!scanner.is_token(name)) return error.BadFieldName;
         if (scanner.find_control(value, 0) != value.len) return error.ControlCharacter;
-        try self.note(name, value);
+        if (try self.note(name, value) == .written_later) return;
         const line = try self.reserve(name.len + value.len + 4);
         @memcpy(line[0..name.len], name);
         line[name.len] = ':';
@@ -127,8 +127,10 @@ pub const ResponseHead = struct {
         line[line.len - 1] = '\n';
     }
 
+    const Line = enum { written_now, written_later };
+
     /// Looks at the names that mean something to the server, by their lengths first.
-    fn note(self: *ResponseHead, name: []const u8, value: []const u8) Error!void {
+    fn note(self: *ResponseHead, name: []const u8, value: []const u8) Error!Line {
         const equals = scanner.equals_ignoring_case;
         switch (name.len) {
             2 => if (equals(name, "te")) return error.HopByHopField,
@@ -147,6 +149,7 @@ pub const ResponseHead = struct {
             14 => if (equals(name, "content-length")) {
                 if (self.content_length != null) return error.DuplicateContentLength;
                 self.content_length = try parse_length(value);
+                return .written_later;
             },
             16 => if (equals(name, "proxy-connection")) return error.HopByHopField,
             17 => if (equals(name, "transfer-encoding")) return error.HopByHopField,
@@ -154,6 +157,7 @@ pub const ResponseHead = struct {
             19 => if (equals(name, "proxy-authorization")) return error.HopByHopField,
             else => {},
         }
+        return .written_now;
     }
 
     fn parse_length(value: []const u8) Error!u64 {
@@ -188,13 +192,13 @@ pub const ResponseHead = struct {
         }
         if (!self.has_server) put(&rest, "Server: serve-zig\r\n");
         switch (framing) {
-            .content_length => |length| if (self.content_length == null) {
-                put(&rest, "Content-Length: ");
-                put_number(&rest, length);
-                put(&rest, "\r\n");
-            },
+            .content_length => |length| put_length(&rest, length),
             .chunked => put(&rest, "Transfer-Encoding: chunked\r\n"),
-            .none, .until_close => {},
+            // What GET would have (HEAD) or 200 had (304); never with 204 (RFC 9110 8.6).
+            .none => if (self.status != 204) {
+                if (self.content_length) |length| put_length(&rest, length);
+            },
+            .until_close => {},
         }
         switch (persistence) {
             .implied => {},
@@ -204,6 +208,12 @@ pub const ResponseHead = struct {
         put(&rest, "\r\n");
         self.len -= rest.len;
         return self.buffer[0..self.len];
+    }
+
+    fn put_length(rest: *[]u8, length: u64) void {
+        put(rest, "Content-Length: ");
+        put_number(rest, length);
+        put(rest, "\r\n");
     }
 
     /// Room behind what is written, for a small body to leave with the head in one send.

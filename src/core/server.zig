@@ -105,12 +105,16 @@ pub const Outcome = enum(u8) { serving, drained, timed_out, stopped };
 pub const Counts = struct {
     connections: u64,
     requests: u64,
+    dropped: u64,
     running: u64,
     queued: u64,
     parked: u64,
     shed: u64,
     steals: u64,
 };
+
+/// How long in the queue makes a half-closed connection look abandoned.
+const patience_ns = 100 * std.time.ns_per_ms;
 
 pub const InitError = error{ OutOfMemory, Unexpected };
 
@@ -140,6 +144,8 @@ pub const Server = struct {
     /// Its reading end becomes readable with the outcome.
     outcome_pipe: [2]sys.Fd,
     requests: std.atomic.Value(u64) = .init(0),
+    /// Requests never begun, since their clients had gone.
+    dropped: std.atomic.Value(u64) = .init(0),
     connection_count: std.atomic.Value(u32) = .init(0),
 
     /// Takes over the listeners' descriptors, which are bound, listening and non-blocking.
@@ -241,6 +247,7 @@ pub const Server = struct {
         return .{
             .connections = self.connection_count.load(.monotonic),
             .requests = self.requests.load(.monotonic),
+            .dropped = self.dropped.load(.monotonic),
             .running = scheduled.running,
             .queued = scheduled.ready,
             .parked = scheduled.parked,
@@ -282,6 +289,10 @@ pub const Server = struct {
             exchange.continuation = null;
             crew.reply.proceed(connection, exchange);
             self.application.proceed(self.application.context, crew, continuation);
+        } else if (self.has_left(worker, connection)) {
+            _ = self.dropped.fetchAdd(1, .monotonic);
+            connection.state = .closing;
+            return self.hand_back(connection);
         } else {
             connection.requests +|= 1;
             const limit = self.options.requests_per_connection;
@@ -295,6 +306,15 @@ pub const Server = struct {
         }
         _ = self.requests.fetchAdd(1, .monotonic);
         self.release(connection, &crew.reply);
+    }
+
+    /// Whether nobody waits for the answer to a request that has not begun. A client that only
+    /// closed its sending side may still wait; after a while in the queue it is taken for gone.
+    fn has_left(_: *const Server, worker: *const Worker, connection: *const Connection) bool {
+        const seen = connection.turn.load(.acquire);
+        if (seen & Turn.broken != 0) return true;
+        const has_hung_up = connection.hangup or seen & Turn.hangup != 0;
+        return has_hung_up and worker.queued_ns >= patience_ns;
     }
 
     pub fn shed(self: *Server, worker: *Worker, connection: *Connection) void {
@@ -320,12 +340,7 @@ pub const Server = struct {
             connection.state = .closing;
             return self.hand_back(connection);
         }
-        const after: connection_module.After = if (!progress.must_close)
-            .keep
-        else if (exchange.body.complete and !exchange.has_more() and !connection.unread)
-            .close
-        else
-            .linger;
+        const after: connection_module.After = if (progress.must_close) .close else .keep;
         connection.after = after;
         if (!exchange.output.is_empty()) {
             connection.state = .writing;
@@ -390,7 +405,7 @@ pub const Server = struct {
         if (connection.exchange) |exchange| own.without_body = exchange.is_head_request();
         const text = refusal_module.write(&buffer, own, date.at(sys.realtime_seconds()));
         connection.state = .writing;
-        connection.after = .linger;
+        connection.after = .close;
         const exchange = connection.exchange orelse {
             // Without an exchange there is nowhere to keep what the socket does not take now.
             _ = sys.send(connection.fd, text) catch {};

@@ -12,7 +12,7 @@ const sys = @import("sys.zig");
 const server_module = @import("server.zig");
 const body_module = @import("body.zig");
 const reply_module = @import("reply.zig");
-const Connection = @import("connection.zig").Connection;
+const Turn = @import("connection.zig").Turn;
 const Crew = server_module.Crew;
 const Server = server_module.Server;
 
@@ -520,6 +520,16 @@ pub const Fixture = struct {
             sys.sleep_ms(1);
         }
         try testing.expectEqual(expected, @field(self.server.counts(), @tagName(what)));
+    }
+
+    /// Waits until the poller has seen bytes on the first connection while a worker has it.
+    pub fn expect_readable_seen(self: *Fixture) !void {
+        const connection = &self.server.poller.slots.connections[0];
+        for (0..5000) |_| {
+            if (connection.turn.load(.acquire) & Turn.readable != 0) return;
+            sys.sleep_ms(1);
+        }
+        return error.NotSeen;
     }
 
     /// Waits until one of the application's counters is at least `expected`.

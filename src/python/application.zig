@@ -68,16 +68,18 @@ const Continuation = struct {
     response: Response,
     context: *Object,
     /// Kept by the application; else the worker's own do.
-    handles: ?call_module.Handles,
+    handles: ?*call_module.Handles,
 };
 
 const State = enum { finished, parked };
 
 /// What each worker has for the request that it serves.
 const Seat = struct {
-    handles: ?call_module.Handles = null,
+    handles: ?*call_module.Handles = null,
     /// By listener; they refer to the handles.
     templates: []?environ_module.Template = &.{},
+    /// Those of the request in progress: the worker's own, or what a parked one kept.
+    active: ?*call_module.Handles = null,
     /// Going on with this, instead of beginning a request.
     response: Response = .{},
     is_proceeding: bool = false,
@@ -241,6 +243,7 @@ pub const Bridge = struct {
         const handles = try own_handles(seat);
         const request_context = try capi.owned(capi.PyObject_CallNoArgs(self.copy_context));
         seat.is_proceeding = false;
+        seat.response = .{};
         return self.step_in(crew, seat, handles, request_context);
     }
 
@@ -250,12 +253,12 @@ pub const Bridge = struct {
         listener: u8,
     ) capi.Error!*environ_module.Template {
         const slot = &seat.templates[listener];
-        if (slot.* == null) slot.* = try self.environs.create_template(listener, &seat.handles.?);
+        if (slot.* == null) slot.* = try self.environs.create_template(listener, seat.handles.?);
         return &slot.*.?;
     }
 
     /// The worker's, made anew after an application has kept the last.
-    fn own_handles(seat: *Seat) capi.Error!call_module.Handles {
+    fn own_handles(seat: *Seat) capi.Error!*call_module.Handles {
         if (seat.handles == null) seat.handles = try call_module.Handles.create(&step_definition);
         return seat.handles.?;
     }
@@ -287,10 +290,11 @@ pub const Bridge = struct {
         self: *Bridge,
         crew: *Crew,
         seat: *Seat,
-        handles: call_module.Handles,
+        handles: *call_module.Handles,
         request_context: *Object,
     ) capi.Error!void {
         handles.call.crew = crew;
+        seat.active = handles;
         seat.state = .finished;
         const end: ?*Object = null;
         const result = capi.PyObject_CallFunctionObjArgs(
@@ -300,7 +304,7 @@ pub const Bridge = struct {
             end,
         );
         handles.close_for_good();
-        const is_own = if (seat.handles) |own| own.call == handles.call else false;
+        const is_own = seat.handles == handles;
         const are_kept = handles.are_kept(if (is_own) seat.count_templates() else 0);
         if (is_own and are_kept) {
             seat.handles = null;
@@ -321,13 +325,16 @@ pub const Bridge = struct {
         crew: *Crew,
         seat: *Seat,
         request_context: *Object,
-        handles: ?call_module.Handles,
+        handles: ?*call_module.Handles,
     ) void {
         if (seat.response.input) |stream| input_stream.close_for_good(stream);
         // What an application ties to a thread stays with its iterator.
         if (seat.response.iterator != null) crew.connection.worker = &crew.worker;
         const continuation = self.gpa.create(Continuation) catch {
             crew.reply.progress.broken = true;
+            if (seat.response.iterable) |iterable| {
+                self.close_iterable(iterable) catch |err| self.give_up(crew, err);
+            }
             seat.response.drop();
             capi.drop(request_context);
             if (handles) |kept| kept.drop();
@@ -344,7 +351,10 @@ pub const Bridge = struct {
 
     /// What `Context.run` calls.
     fn step(object: ?*Object, _: ?*Object) callconv(.c) ?*Object {
-        const crew = call_module.of(object).crew.?;
+        const crew = call_module.of(object).crew orelse {
+            capi.PyErr_SetString(capi.PyExc_RuntimeError, "no request is in progress");
+            return null;
+        };
         const self = of(crew.server.application.context);
         const seat = &self.seats[crew.worker.index];
         var response = seat.response;
@@ -390,7 +400,7 @@ pub const Bridge = struct {
     ) capi.Error!*Object {
         // The worker's own: only a request that begins calls the application.
         const seat = &self.seats[crew.worker.index];
-        const handles = &seat.handles.?;
+        const handles = seat.handles.?;
         std.debug.assert(handles.call == call);
         const template = try self.template_of(seat, crew.connection.listener);
         errdefer seat.drop_templates();
@@ -504,6 +514,7 @@ pub const Bridge = struct {
             }
             response.drop_piece();
         }
+        if (capi.PyErr_Occurred() != null) return error.Raised;
         response.drop_piece();
         return self.iterate(crew, response);
     }
@@ -546,21 +557,31 @@ pub const Bridge = struct {
         return capi.bytes_of(piece);
     }
 
-    fn offer(_: *Bridge, crew: *Crew, bytes: []const u8, length: ?u64) Trouble!core.reply.Flow {
-        if (!crew.reply.progress.started) return not_started();
+    fn offer(
+        self: *Bridge,
+        crew: *Crew,
+        bytes: []const u8,
+        length: ?u64,
+    ) Trouble!core.reply.Flow {
+        try self.check_may_write(crew);
         return crew.reply.offer(bytes, length) catch |err| return trouble_of(err);
     }
 
-    fn finish(_: *Bridge, crew: *Crew) Trouble!State {
-        if (!crew.reply.progress.started) return not_started();
+    fn finish(self: *Bridge, crew: *Crew) Trouble!State {
+        try self.check_may_write(crew);
         crew.reply.finish() catch |err| return trouble_of(err);
         return .finished;
     }
 
-    fn not_started() Trouble {
-        return capi.raise(
+    fn check_may_write(self: *Bridge, crew: *Crew) capi.Error!void {
+        if (!crew.reply.progress.started) return capi.raise(
             capi.PyExc_AssertionError,
             "the application returned without having called start_response (PEP 3333)",
+        );
+        const active = self.seats[crew.worker.index].active.?;
+        if (active.call.busy) return capi.raise(
+            capi.PyExc_RuntimeError,
+            "the application returned while another thread was still calling write",
         );
     }
 

@@ -37,13 +37,17 @@ pub const Handles = struct {
     step: *Object,
 
     /// `step_definition` is what runs inside the request's context.
-    pub fn create(step_definition: *const capi.MethodDef) capi.Error!Handles {
+    pub fn create(step_definition: *const capi.MethodDef) capi.Error!*Handles {
+        const self = std.heap.c_allocator.create(Handles) catch {
+            _ = capi.PyErr_NoMemory();
+            return error.Raised;
+        };
         const call = try capi.allocate(Call, type_object.?);
         call.crew = null;
         call.busy = false;
         const writer = try bound(call, &write_definition);
         call.write = writer;
-        return .{
+        self.* = .{
             .call = call,
             .start_response = try bound(call, &start_definition),
             .write = writer,
@@ -51,6 +55,7 @@ pub const Handles = struct {
             .client_disconnected = try bound(call, &disconnected_definition),
             .step = try bound(call, step_definition),
         };
+        return self;
     }
 
     /// Out of memory at a worker's first request leaks what was made before; nothing else fails.
@@ -58,25 +63,26 @@ pub const Handles = struct {
         return capi.owned(capi.PyCFunction_NewEx(definition, &call.head, null));
     }
 
-    pub fn drop(self: Handles) void {
+    pub fn drop(self: *Handles) void {
         capi.drop(self.start_response);
         capi.drop(self.write);
         capi.drop(self.early_hints);
         capi.drop(self.client_disconnected);
         capi.drop(self.step);
         capi.drop(&self.call.head);
+        std.heap.c_allocator.destroy(self);
     }
 
     /// Whether the application has kept something of this request's. `holders` dicts of the server
     /// hold the callables that are in the environ.
-    pub fn are_kept(self: Handles, holders: usize) bool {
+    pub fn are_kept(self: *const Handles, holders: usize) bool {
         return capi.is_shared(self.start_response) or capi.is_shared(self.write) or
             capi.holders_of(self.early_hints) > holders + 1 or
             capi.holders_of(self.client_disconnected) > holders + 1;
     }
 
     /// The request is over. A thread that is still writing has to let go first.
-    pub fn close_for_good(self: Handles) void {
+    pub fn close_for_good(self: *Handles) void {
         while (self.call.busy) {
             if (self.call.crew) |crew| core.sys.shutdown_both(crew.connection.fd);
             const state = capi.PyEval_SaveThread();
