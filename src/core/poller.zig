@@ -605,7 +605,9 @@ pub const Poller = struct {
             self.closing = connection.next_handed_back;
             self.deadlines.remove(connection.index);
             self.reactor.unregister(connection.fd);
-            if (connection.resets) sys.reset_on_close(connection.fd);
+            // An end that the client could take for the end of the response must not look like it.
+            const is_cut = if (connection.exchange) |exchange| !exchange.output.is_empty() else false;
+            if (connection.resets or is_cut) sys.reset_on_close(connection.fd);
             sys.close(connection.fd);
             if (connection.exchange) |exchange| self.server.pool.release(exchange);
             self.slots.release(connection);
@@ -662,6 +664,7 @@ pub const Poller = struct {
             while (listener.unread) if (!self.accept_one(listener, @intCast(index))) break;
         }
         self.draining = true;
+        self.server.wants_idle.store(true, .seq_cst);
         self.server.draining.store(true, .release);
         self.drain_deadline_ms = self.now_ms + self.server.options.drain_timeout_ms;
         self.close_listeners();

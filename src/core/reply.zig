@@ -62,6 +62,8 @@ pub const Progress = struct {
     must_close: bool = false,
     /// Nothing can be sent any more.
     broken: bool = false,
+    /// The application gave more than its own Content-Length; the rest was cut.
+    too_long: bool = false,
     framing: Framing = .none,
     remaining: u64 = 0,
     /// For the log.
@@ -145,7 +147,8 @@ pub const Reply = struct {
     /// the client. `length_known` is the length of the whole body where the caller knows it.
     pub fn write(self: *Reply, bytes: []const u8, length_known: ?u64) WriteError!void {
         self.waits = true;
-        return self.write_piece(bytes, length_known);
+        try self.write_piece(bytes, length_known);
+        if (self.progress.too_long) return error.BodyTooLong;
     }
 
     /// The same without ever waiting. After `full`, `bytes` may be in use until the output is
@@ -154,9 +157,19 @@ pub const Reply = struct {
         self.waits = false;
         try self.write_piece(bytes, length_known);
         const output = &self.exchange.output;
+        if (self.progress.too_long and output.pinned.len == 0) return error.BodyTooLong;
         const is_full = output.pinned.len > 0 or
             output.kept_bytes() > self.limits.memory_bytes_max;
         return if (is_full) .full else .more;
+    }
+
+    /// Waits until everything has been sent, for a producer that got `full` and cannot park.
+    pub fn settle(self: *Reply) WriteError!void {
+        while (!self.exchange.output.is_empty()) {
+            try self.wait_writable();
+            try self.flush();
+        }
+        if (self.progress.too_long) return error.BodyTooLong;
     }
 
     fn write_piece(self: *Reply, bytes: []const u8, length_known: ?u64) WriteError!void {
@@ -243,10 +256,8 @@ pub const Reply = struct {
         const has_length = self.progress.framing == .content_length;
         const too_long = has_length and first.len > self.progress.remaining;
         const piece = if (too_long) first[0..@intCast(self.progress.remaining)] else first;
-        // The application gives up then and takes its bytes along: they must not be pinned.
-        if (too_long) self.waits = true;
-        try self.send_first(head, piece);
-        if (too_long) return self.refuse_rest();
+        if (too_long) self.cut();
+        return self.send_first(head, piece);
     }
 
     fn persistence(self: *const Reply) response_head.Persistence {
@@ -284,9 +295,8 @@ pub const Reply = struct {
                 const too_long = bytes.len > self.progress.remaining;
                 const piece = if (too_long) bytes[0..@intCast(self.progress.remaining)] else bytes;
                 self.note_sent(piece.len);
-                if (too_long) self.waits = true; // as for the first piece
-                if (piece.len > 0) try self.send(&.{piece});
-                if (too_long) return self.refuse_rest();
+                if (too_long) self.cut();
+                if (piece.len > 0) return self.send(&.{piece});
             },
             .chunked => {
                 self.note_sent(bytes.len);
@@ -296,9 +306,10 @@ pub const Reply = struct {
         }
     }
 
-    fn refuse_rest(self: *Reply) WriteError {
+    /// The caller hears of it when what was cut has left, or is kept.
+    fn cut(self: *Reply) void {
         self.progress.must_close = true;
-        return error.BodyTooLong;
+        self.progress.too_long = true;
     }
 
     fn note_sent(self: *Reply, count: usize) void {

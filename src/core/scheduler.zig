@@ -343,7 +343,7 @@ pub fn Scheduler(comptime Host: type) type {
                         if (!worker.attached) return self.begin_attach(worker);
                         return self.begin_own(worker, now_ns);
                     }
-                    if (self.has_waiting()) {
+                    if (self.has_waiting() and self.running + self.owners() < self.options.threads) {
                         if (worker.attached) return self.begin_call(worker, now_ns);
                         if (self.attaching == 0) return self.begin_attach(worker);
                     }
@@ -368,6 +368,17 @@ pub fn Scheduler(comptime Host: type) type {
         /// Whether there is something that any worker may take.
         fn has_waiting(self: *const Self) bool {
             return self.ready_count > 0 or self.begun_first != null;
+        }
+
+        /// Workers that could go on with a request of their own. Each has a call reserved, or others
+        /// would go on taking new requests before it.
+        fn owners(self: *const Self) u32 {
+            if (self.own_count == 0) return 0;
+            var count: u32 = 0;
+            for (self.workers[0..self.worker_total]) |worker| {
+                if (worker.own_first != null and worker.phase != .running) count += 1;
+            }
+            return count;
         }
 
         /// Leaves new requests, and the baton, to a worker that is not bound. Unlocks meanwhile.

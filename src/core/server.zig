@@ -291,7 +291,12 @@ pub const Server = struct {
             self.application.proceed(self.application.context, crew, continuation);
         } else if (self.has_left(worker, connection)) {
             _ = self.dropped.fetchAdd(1, .monotonic);
-            connection.state = .closing;
+            // In case that only the sending side was closed.
+            self.refuse(connection, .{
+                .status = 503,
+                .reason = "client_gone",
+                .retry_after = 1,
+            }, &crew.reply.date);
             return self.hand_back(connection);
         } else {
             connection.requests +|= 1;

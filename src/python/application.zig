@@ -80,6 +80,8 @@ const Seat = struct {
     templates: []?environ_module.Template = &.{},
     /// Those of the request in progress: the worker's own, or what a parked one kept.
     active: ?*call_module.Handles = null,
+    /// Of the request in progress; borrowed from its response.
+    input: ?*input_stream.InputStream = null,
     /// Going on with this, instead of beginning a request.
     response: Response = .{},
     is_proceeding: bool = false,
@@ -103,7 +105,8 @@ pub const Bridge = struct {
     gpa: std.mem.Allocator,
     application: *Object,
     report: *Object,
-    /// contextvars.copy_context and contextvars.Context.run.
+    empty_context: *Object,
+    /// The methods `copy` and `run` of contextvars.Context.
     copy_context: *Object,
     run_in_context: *Object,
     names: Names,
@@ -127,12 +130,11 @@ pub const Bridge = struct {
         const wrapper = try file_wrapper.init_type(&self.names.keys);
         const contextvars = try capi.owned(capi.PyImport_ImportModule("contextvars"));
         defer capi.drop(contextvars);
-        // A worker's own context is empty, and so is a copy of it; this is how one is made fastest.
-        self.copy_context = try capi.owned(
-            capi.PyObject_GetAttrString(contextvars, "copy_context"),
-        );
         const context_type = try capi.owned(capi.PyObject_GetAttrString(contextvars, "Context"));
         defer capi.drop(context_type);
+        // Copying an empty one is faster than calling the type.
+        self.empty_context = try capi.owned(capi.PyObject_CallNoArgs(context_type));
+        self.copy_context = try capi.owned(capi.PyObject_GetAttrString(context_type, "copy"));
         self.run_in_context = try capi.owned(capi.PyObject_GetAttrString(context_type, "run"));
         const empty_input = try input_stream.create_empty();
         const bases = try gpa.alloc(*Object, listeners.len);
@@ -241,7 +243,12 @@ pub const Bridge = struct {
     fn begin(self: *Bridge, crew: *Crew) capi.Error!void {
         const seat = &self.seats[crew.worker.index];
         const handles = try own_handles(seat);
-        const request_context = try capi.owned(capi.PyObject_CallNoArgs(self.copy_context));
+        const end: ?*Object = null;
+        const request_context = try capi.owned(capi.PyObject_CallFunctionObjArgs(
+            self.copy_context,
+            self.empty_context,
+            end,
+        ));
         seat.is_proceeding = false;
         seat.response = .{};
         return self.step_in(crew, seat, handles, request_context);
@@ -272,7 +279,10 @@ pub const Bridge = struct {
         seat.response = taken.response;
         seat.is_proceeding = true;
         if (taken.response.input) |stream| stream.crew = crew;
-        self.proceed_in(crew, seat, taken) catch self.give_up(crew, error.Raised);
+        self.proceed_in(crew, seat, taken) catch {
+            self.give_up(crew, error.Raised);
+            seat.response.drop();
+        };
     }
 
     fn proceed_in(
@@ -294,6 +304,7 @@ pub const Bridge = struct {
         request_context: *Object,
     ) capi.Error!void {
         handles.call.crew = crew;
+        handles.call.is_parked = false;
         seat.active = handles;
         seat.state = .finished;
         const end: ?*Object = null;
@@ -311,6 +322,7 @@ pub const Bridge = struct {
             seat.drop_templates();
         }
         if (seat.state == .parked) {
+            handles.call.is_parked = true;
             const kept = if (is_own and !are_kept) null else handles;
             self.park(crew, seat, request_context, kept);
         } else {
@@ -382,12 +394,15 @@ pub const Bridge = struct {
         response: *Response,
     ) Trouble!State {
         if (is_proceeding) {
+            self.seats[crew.worker.index].input = response.input;
             response.drop_piece();
             if (crew.reply.progress.broken) return error.ClientGone;
+            if (crew.reply.progress.too_long) return trouble_of(error.BodyTooLong);
             if (response.iterator != null) return self.iterate(crew, response);
             return self.finish(crew);
         }
         if (crew.exchange.body.mode != .none) response.input = try input_stream.create(crew);
+        self.seats[crew.worker.index].input = response.input;
         response.iterable = try self.call_application(crew, call_module.of(call), response.input);
         return self.respond(crew, response);
     }
@@ -564,7 +579,16 @@ pub const Bridge = struct {
         length: ?u64,
     ) Trouble!core.reply.Flow {
         try self.check_may_write(crew);
-        return crew.reply.offer(bytes, length) catch |err| return trouble_of(err);
+        const flow = crew.reply.offer(bytes, length) catch |err| return trouble_of(err);
+        if (flow == .more or self.may_park(crew)) return flow;
+        crew.reply.settle() catch |err| return trouble_of(err);
+        return .more;
+    }
+
+    /// Not while another thread of the application reads the request's body: it needs the worker.
+    fn may_park(self: *Bridge, crew: *Crew) bool {
+        const input = self.seats[crew.worker.index].input orelse return true;
+        return !input.busy;
     }
 
     fn finish(self: *Bridge, crew: *Crew) Trouble!State {

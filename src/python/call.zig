@@ -19,6 +19,8 @@ pub const Call = extern struct {
     write: ?*Object,
     /// A `write` is in progress, perhaps waiting for the client without the GIL.
     busy: bool,
+    /// The response waits for its client, so there is no worker but there is a request.
+    is_parked: bool,
 };
 
 var type_object: ?*capi.Type = null;
@@ -45,6 +47,7 @@ pub const Handles = struct {
         const call = try capi.allocate(Call, type_object.?);
         call.crew = null;
         call.busy = false;
+        call.is_parked = false;
         const writer = try bound(call, &write_definition);
         call.write = writer;
         self.* = .{
@@ -115,11 +118,14 @@ fn start_response(
 }
 
 fn start(object: ?*Object, arguments: []const *Object) capi.Error!*Object {
-    const crew = try crew_of(object);
     if (arguments.len < 2 or arguments.len > 3) return capi.raise(
         capi.PyExc_TypeError,
         "start_response takes status, headers and, at most, exc_info",
     );
+    const list = try field_list(arguments[1]);
+    defer capi.drop(list);
+    // Only now: making the list may have outlasted the request.
+    const crew = try crew_of(object);
     const reply = &crew.reply;
     const exc_info: ?*Object = if (arguments.len == 3 and !capi.is_none(arguments[2]))
         arguments[2]
@@ -132,8 +138,6 @@ fn start(object: ?*Object, arguments: []const *Object) capi.Error!*Object {
         capi.PyExc_AssertionError,
         "start_response was called a second time without exc_info (PEP 3333)",
     );
-    const list = try field_list(arguments[1]);
-    defer capi.drop(list);
     try set_head(reply, arguments[0], list);
     return capi.new(of(object).write.?);
 }
@@ -263,11 +267,12 @@ fn early_hints(object: ?*Object, fields: ?*Object) callconv(.c) ?*Object {
 }
 
 fn send_early_hints(object: ?*Object, fields: *Object) capi.Error!void {
+    const list = try field_list(fields);
+    defer capi.drop(list);
+    // Only now: making the list may have outlasted the request.
     const crew = try crew_of(object);
     const reply = &crew.reply;
     const call = of(object);
-    const list = try field_list(fields);
-    defer capi.drop(list);
     if (!reply.takes_interim() or call.busy) return;
     reply.interim.begin_early_hints() catch |err| return raise_head_error(err);
     try add_all(&reply.interim, list);
@@ -278,7 +283,7 @@ fn send_early_hints(object: ?*Object, fields: *Object) capi.Error!void {
 
 /// `environ["serve_zig.client_disconnected"]()`: whether nobody waits for the answer any more.
 fn client_disconnected(object: ?*Object, _: ?*Object) callconv(.c) ?*Object {
-    const crew = of(object).crew orelse return capi.boolean(true);
+    const crew = of(object).crew orelse return capi.boolean(!of(object).is_parked);
     return capi.boolean(crew.reply.progress.broken or crew.connection.client_has_gone());
 }
 
