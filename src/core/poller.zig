@@ -606,8 +606,10 @@ pub const Poller = struct {
             self.deadlines.remove(connection.index);
             self.reactor.unregister(connection.fd);
             // An end that the client could take for the end of the response must not look like it.
-            const is_cut = if (connection.exchange) |exchange| !exchange.output.is_empty() else false;
-            if (connection.resets or is_cut) sys.reset_on_close(connection.fd);
+            if (connection.exchange) |exchange| {
+                if (!exchange.output.is_empty()) connection.resets = true;
+            }
+            if (connection.resets) sys.reset_on_close(connection.fd);
             sys.close(connection.fd);
             if (connection.exchange) |exchange| self.server.pool.release(exchange);
             self.slots.release(connection);

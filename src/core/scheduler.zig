@@ -343,7 +343,8 @@ pub fn Scheduler(comptime Host: type) type {
                         if (!worker.attached) return self.begin_attach(worker);
                         return self.begin_own(worker, now_ns);
                     }
-                    if (self.has_waiting() and self.running + self.owners() < self.options.threads) {
+                    const reserved = self.owners();
+                    if (self.has_waiting() and self.running + reserved < self.options.threads) {
                         if (worker.attached) return self.begin_call(worker, now_ns);
                         if (self.attaching == 0) return self.begin_attach(worker);
                     }
@@ -370,8 +371,8 @@ pub fn Scheduler(comptime Host: type) type {
             return self.ready_count > 0 or self.begun_first != null;
         }
 
-        /// Workers that could go on with a request of their own. Each has a call reserved, or others
-        /// would go on taking new requests before it.
+        /// Workers that could go on with a request of their own. Each has a call reserved, or
+        /// others would go on taking new requests before it.
         fn owners(self: *const Self) u32 {
             if (self.own_count == 0) return 0;
             var count: u32 = 0;
