@@ -502,8 +502,7 @@ pub const Poller = struct {
         self.refuse_with(connection, .{ .status = 503, .reason = reason, .retry_after = 1 });
     }
 
-    // ---- Answers of the server's own, and what comes after an answer
-    // ------------------------------
+    // ---- Answers of the server's own, and what comes after an answer ---------------------------
 
     fn refuse(self: *Poller, connection: *Connection, status: u16, reason: []const u8) void {
         self.refuse_with(connection, .{ .status = status, .reason = reason });
