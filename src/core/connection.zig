@@ -7,6 +7,7 @@
 
 const std = @import("std");
 const sys = @import("sys.zig");
+const pages = @import("pages.zig");
 const predictor = @import("predictor.zig");
 const Exchange = @import("exchange.zig").Exchange;
 const Worker = @import("scheduler.zig").Worker;
@@ -122,21 +123,11 @@ pub const Slots = struct {
     const none = std.math.maxInt(u32);
 
     pub fn init(capacity: u32) error{OutOfMemory}!Slots {
-        const bytes = @as(usize, capacity) * @sizeOf(Connection);
-        // Not through `alloc`, which would touch it all to fill it with the undefined pattern.
-        const memory = std.heap.page_allocator.rawAlloc(
-            bytes,
-            .fromByteUnits(std.heap.page_size_min),
-            @returnAddress(),
-        ) orelse return error.OutOfMemory;
-        const connections: [*]Connection = @ptrCast(@alignCast(memory));
-        return .{ .connections = connections[0..capacity] };
+        return .{ .connections = try pages.alloc(Connection, capacity) };
     }
 
     pub fn deinit(self: *Slots) void {
-        const bytes = std.mem.sliceAsBytes(self.connections);
-        const alignment: std.mem.Alignment = .fromByteUnits(std.heap.page_size_min);
-        std.heap.page_allocator.rawFree(bytes, alignment, @returnAddress());
+        pages.free(self.connections);
     }
 
     /// A free slot with a new generation; null when all are in use.

@@ -7,6 +7,7 @@ pub const reactor = @import("reactor.zig");
 pub const deadlines = @import("deadlines.zig");
 pub const predictor = @import("predictor.zig");
 pub const scheduler = @import("scheduler.zig");
+pub const pages = @import("pages.zig");
 pub const fields = @import("fields.zig");
 pub const target = @import("target.zig");
 pub const chunked = @import("chunked.zig");

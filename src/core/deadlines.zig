@@ -6,55 +6,54 @@
 //! (the thread that holds the baton). No memory is allocated after `init`.
 
 const std = @import("std");
-
-pub const none: u32 = std.math.maxInt(u32);
+const pages = @import("pages.zig");
 
 pub const Entry = struct { time_ms: u64, index: u32 };
 
 pub const Deadlines = struct {
     entries: []Entry,
     count: u32 = 0,
-    /// Where each connection's entry is, by slot index; `none` for none.
-    positions: []u32,
+    /// Where each connection's entry is, by slot index: its position and one, or 0 for none.
+    places: []u32,
 
-    pub fn init(gpa: std.mem.Allocator, capacity: u32) error{OutOfMemory}!Deadlines {
-        const entries = try gpa.alloc(Entry, capacity);
-        errdefer gpa.free(entries);
-        const positions = try gpa.alloc(u32, capacity);
-        @memset(positions, none);
-        return .{ .entries = entries, .positions = positions };
+    pub fn init(capacity: u32) error{OutOfMemory}!Deadlines {
+        const entries = try pages.alloc(Entry, capacity);
+        errdefer pages.free(entries);
+        return .{ .entries = entries, .places = try pages.alloc(u32, capacity) };
     }
 
-    pub fn deinit(self: *Deadlines, gpa: std.mem.Allocator) void {
-        gpa.free(self.entries);
-        gpa.free(self.positions);
+    pub fn deinit(self: *Deadlines) void {
+        pages.free(self.entries);
+        pages.free(self.places);
     }
 
     /// Makes sure that the slot comes up at `time_ms` or before.
     pub fn ensure(self: *Deadlines, index: u32, time_ms: u64) void {
-        const position = self.positions[index];
-        if (position == none) {
+        const place = self.places[index];
+        if (place == 0) {
             const last = self.count;
             self.count += 1;
             self.entries[last] = .{ .time_ms = time_ms, .index = index };
-            self.positions[index] = last;
+            self.places[index] = last + 1;
             self.sift_up(last);
-        } else if (self.entries[position].time_ms > time_ms) {
-            self.entries[position].time_ms = time_ms;
-            self.sift_up(position);
+        } else if (self.entries[place - 1].time_ms > time_ms) {
+            self.entries[place - 1].time_ms = time_ms;
+            self.sift_up(place - 1);
         }
     }
 
     pub fn remove(self: *Deadlines, index: u32) void {
-        const position = self.positions[index];
-        if (position == none) return;
-        self.positions[index] = none;
+        const place = self.places[index];
+        if (place == 0) return;
+        const position = place - 1;
+        self.places[index] = 0;
         self.count -= 1;
         if (position == self.count) return;
-        self.entries[position] = self.entries[self.count];
-        self.positions[self.entries[position].index] = position;
+        const moved = self.entries[self.count];
+        self.entries[position] = moved;
+        self.places[moved.index] = place;
         self.sift_up(position);
-        self.sift_down(self.positions[self.entries[position].index]);
+        self.sift_down(self.places[moved.index] - 1);
     }
 
     /// The earliest time of all.
@@ -96,16 +95,16 @@ pub const Deadlines = struct {
 
     fn swap(self: *Deadlines, a: u32, b: u32) void {
         std.mem.swap(Entry, &self.entries[a], &self.entries[b]);
-        self.positions[self.entries[a].index] = a;
-        self.positions[self.entries[b].index] = b;
+        self.places[self.entries[a].index] = a + 1;
+        self.places[self.entries[b].index] = b + 1;
     }
 };
 
 const testing = std.testing;
 
 test "deadlines come up in order of time" {
-    var deadlines = try Deadlines.init(testing.allocator, 8);
-    defer deadlines.deinit(testing.allocator);
+    var deadlines = try Deadlines.init(8);
+    defer deadlines.deinit();
     try testing.expectEqual(null, deadlines.next_ms());
     for ([_]u64{ 50, 10, 40, 20, 30 }, 0..) |time, index| deadlines.ensure(@intCast(index), time);
     try testing.expectEqual(10, deadlines.next_ms().?);
@@ -117,8 +116,8 @@ test "deadlines come up in order of time" {
 }
 
 test "a deadline moves to an earlier time and not to a later one" {
-    var deadlines = try Deadlines.init(testing.allocator, 4);
-    defer deadlines.deinit(testing.allocator);
+    var deadlines = try Deadlines.init(4);
+    defer deadlines.deinit();
     deadlines.ensure(0, 100);
     deadlines.ensure(1, 50);
     deadlines.ensure(0, 20);
@@ -130,8 +129,8 @@ test "a deadline moves to an earlier time and not to a later one" {
 
 test "a heap under random use agrees with a plain search" {
     const capacity = 32;
-    var deadlines = try Deadlines.init(testing.allocator, capacity);
-    defer deadlines.deinit(testing.allocator);
+    var deadlines = try Deadlines.init(capacity);
+    defer deadlines.deinit();
     var model: [capacity]?u64 = @splat(null);
     var prng = std.Random.DefaultPrng.init(7);
     const random = prng.random();

@@ -8,6 +8,7 @@
 const std = @import("std");
 const request_head = @import("request_head.zig");
 const sys = @import("sys.zig");
+const pages = @import("pages.zig");
 const Progress = @import("reply.zig").Progress;
 const Body = @import("body.zig").Body;
 const RequestHead = request_head.RequestHead;
@@ -180,7 +181,7 @@ pub const Pool = struct {
         while (self.free) |exchange| {
             self.free = exchange.next;
             self.gpa.free(exchange.head.field_lines);
-            std.heap.page_allocator.free(exchange.own_bytes);
+            pages.free(exchange.own_bytes);
             self.gpa.destroy(exchange);
         }
     }
@@ -207,18 +208,8 @@ pub const Pool = struct {
         errdefer self.gpa.destroy(exchange);
         const lines = try self.gpa.alloc(FieldLine, self.field_lines_max);
         errdefer self.gpa.free(lines);
-        // Whole pages that the kernel gives when they are first written to. Not filled with the
-        // pattern of undefined memory, which would touch them all.
-        const bytes = std.heap.page_allocator.rawAlloc(
-            buffer_bytes,
-            .fromByteUnits(std.heap.page_size_min),
-            @returnAddress(),
-        ) orelse return error.OutOfMemory;
-        exchange.* = .{
-            .head = .init(lines),
-            .bytes = bytes[0..buffer_bytes],
-            .own_bytes = bytes[0..buffer_bytes],
-        };
+        const bytes = try pages.alloc(u8, buffer_bytes);
+        exchange.* = .{ .head = .init(lines), .bytes = bytes, .own_bytes = bytes };
         return exchange;
     }
 

@@ -7,6 +7,7 @@
 
 const std = @import("std");
 const sys = @import("sys.zig");
+const pages = @import("pages.zig");
 const chunked = @import("chunked.zig");
 const predictor = @import("predictor.zig");
 const date_module = @import("date.zig");
@@ -73,12 +74,12 @@ pub const Poller = struct {
         errdefer reactor.deinit();
         var slots = try Slots.init(server.options.connections);
         errdefer slots.deinit();
-        var deadlines = try deadlines_module.Deadlines.init(gpa, server.options.connections);
-        errdefer deadlines.deinit(gpa);
+        var deadlines = try deadlines_module.Deadlines.init(server.options.connections);
+        errdefer deadlines.deinit();
         const own = try gpa.alloc(Listener, listeners.len);
         errdefer gpa.free(own);
-        const scratch = try gpa.alloc(u8, scratch_bytes);
-        errdefer gpa.free(scratch);
+        const scratch = try pages.alloc(u8, scratch_bytes);
+        errdefer pages.free(scratch);
         for (listeners, own, 0..) |fd, *listener, index| {
             listener.* = .{ .fd = fd };
             sys.set_nonblocking(fd);
@@ -106,8 +107,8 @@ pub const Poller = struct {
         }
         self.close_listeners();
         gpa.free(self.listeners);
-        gpa.free(self.scratch);
-        self.deadlines.deinit(gpa);
+        pages.free(self.scratch);
+        self.deadlines.deinit();
         self.slots.deinit();
         self.reactor.deinit();
     }

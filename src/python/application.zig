@@ -142,7 +142,7 @@ pub const Bridge = struct {
             base.* = try self.base_environ(listener, wrapper, empty_input);
         }
         const connections = options.connections;
-        self.environs = try Environs.init(gpa, &self.names, bases, connections);
+        self.environs = try Environs.init(&self.names, bases, connections);
         self.seats = try gpa.alloc(Seat, options.threads + 1);
         for (self.seats) |*seat| {
             seat.* = .{ .templates = try gpa.alloc(?environ_module.Template, listeners.len) };

@@ -56,10 +56,10 @@ const Remote = extern struct {
     generation: u32 = 0,
 };
 
-const OtherKey = struct {
-    name: [other_name_bytes_max]u8 = undefined,
-    len: usize = 0,
-    key: ?*Object = null,
+const OtherKey = extern struct {
+    name: [other_name_bytes_max]u8,
+    len: usize,
+    key: ?*Object,
 };
 
 /// Keys that every environ has and that differ between requests.
@@ -128,26 +128,15 @@ pub const Environs = struct {
     id_text: [32]u8,
 
     pub fn init(
-        gpa: std.mem.Allocator,
         names: *const Names,
         bases: []*Object,
         connections: u32,
     ) (capi.Error || error{OutOfMemory})!Environs {
-        const other = try gpa.alloc(OtherKey, other_keys);
-        for (other) |*entry| entry.len = 0;
-        for (other) |*entry| entry.key = null;
-        // Zero pages, touched as slots are used.
-        const bytes = std.heap.page_allocator.rawAlloc(
-            @as(usize, connections) * @sizeOf(Remote),
-            .fromByteUnits(std.heap.page_size_min),
-            @returnAddress(),
-        ) orelse return error.OutOfMemory;
-        const remotes: [*]Remote = @ptrCast(@alignCast(bytes));
         return .{
             .names = names,
             .bases = bases,
-            .other = other,
-            .remotes = remotes[0..connections],
+            .other = try core.pages.alloc(OtherKey, other_keys),
+            .remotes = try core.pages.alloc(Remote, connections),
             .id_text = random_id_text(),
         };
     }
