@@ -114,7 +114,7 @@ pub const Counts = struct {
 };
 
 /// How long in the queue makes a half-closed connection look abandoned.
-const patience_ns = 100 * std.time.ns_per_ms;
+const patience_ns = std.time.ns_per_s;
 
 pub const InitError = error{ OutOfMemory, Unexpected };
 
