@@ -168,7 +168,15 @@ fn add_extension(b: *std.Build, options: Extension) *std.Build.Step.Compile {
     root.addImport("core", options.core);
     root.addOptions("pyconf", pyconf);
 
-    const library = b.addLibrary(.{ .name = "_core", .root_module = root, .linkage = .dynamic });
+    const library = b.addLibrary(.{
+        .name = "_core",
+        .root_module = root,
+        .linkage = .dynamic,
+        // Zig's own backend, the default of Debug on x86-64, makes thread-local variables that a
+        // loaded module cannot reach (0.15.2).
+        .use_llvm = true,
+        .use_lld = if (options.target.result.os.tag == .macos) null else true,
+    });
     // The interpreter that imports the module provides the C API's symbols.
     library.linker_allow_shlib_undefined = true;
     return library;

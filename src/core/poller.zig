@@ -315,15 +315,12 @@ pub const Poller = struct {
         };
     }
 
-    /// The connection that has been idle longest, to make room for a new one. One whose request is
-    /// on its way, though no event has told of it yet, is not idle.
+    /// The connection that has been idle longest, to make room for a new one. Null also when an
+    /// event of that one is on its way: it may have a request, or have ended and make room itself.
     fn find_idle(self: *const Poller) ?*Connection {
-        var tries: u32 = 8;
-        while (tries > 0) : (tries -= 1) {
-            const connection = self.find_longest_idle() orelse return null;
-            if (!sys.wait_ready(connection.fd, .readable, 0)) return connection;
-            connection.unread = true; // and the event that tells of it is coming
-        }
+        const connection = self.find_longest_idle() orelse return null;
+        if (!sys.wait_ready(connection.fd, .readable, 0)) return connection;
+        connection.unread = true; // so that it does not stand in the way again
         return null;
     }
 
