@@ -1,8 +1,8 @@
-//! Memory straight from the kernel, zeroed and not touched: it costs nothing until it is written to.
+//! Memory straight from the kernel, zeroed and not touched: it costs nothing until it is written.
 //!
-//! For tables that are sized by a limit and mostly empty. The allocators of std fill new memory with
-//! the pattern of undefined memory in ReleaseSafe, which would make all of it resident. Any thread;
-//! GIL: not needed.
+//! For tables that are sized by a limit and mostly empty. The allocators of std fill new memory
+//! with the pattern of undefined memory in ReleaseSafe, which would make all of it resident. Any
+//! thread; GIL: not needed.
 
 const std = @import("std");
 
