@@ -345,14 +345,9 @@ pub const Body = struct {
         self.continue_due = false;
         var rest: []const u8 = continue_head;
         while (rest.len > 0) {
-            const count = sys.send(fd, rest) catch |err| switch (err) {
-                error.WouldBlock => {
-                    const ready = interlude.wait_ready(fd, .writable, limits.timeout_ms);
-                    if (!ready) return error.TimedOut;
-                    continue;
-                },
-                error.OutOfMemory => return error.OutOfMemory,
-                error.ConnectionGone, error.Unexpected => return error.ClientGone,
+            const count = sys.send(fd, rest) catch |err| {
+                try overcome(err, fd, .writable, limits, interlude);
+                continue;
             };
             rest = rest[count..];
         }
@@ -365,16 +360,28 @@ pub const Body = struct {
         interlude: Interlude,
     ) ReadError!usize {
         while (true) {
-            const count = sys.recv(fd, destination) catch |err| switch (err) {
-                error.WouldBlock => {
-                    const ready = interlude.wait_ready(fd, .readable, limits.timeout_ms);
-                    if (!ready) return error.TimedOut;
-                    continue;
-                },
-                error.OutOfMemory => return error.OutOfMemory,
-                error.ConnectionGone, error.Unexpected => return error.ClientGone,
+            const count = sys.recv(fd, destination) catch |err| {
+                try overcome(err, fd, .readable, limits, interlude);
+                continue;
             };
             return if (count == 0) error.ClientGone else count;
         }
+    }
+
+    /// Waits where a second try can succeed; else says what the failure means to the application.
+    fn overcome(
+        err: (sys.ReadError || sys.WriteError),
+        fd: sys.Fd,
+        what: sys.WaitFor,
+        limits: *const Limits,
+        interlude: Interlude,
+    ) ReadError!void {
+        return switch (err) {
+            error.WouldBlock => if (!interlude.wait_ready(fd, what, limits.timeout_ms)) {
+                return error.TimedOut;
+            },
+            error.OutOfMemory => error.OutOfMemory,
+            error.ConnectionGone, error.Unexpected => error.ClientGone,
+        };
     }
 };

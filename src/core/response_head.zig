@@ -7,7 +7,6 @@
 
 const std = @import("std");
 const scanner = @import("scanner.zig");
-const sys = @import("sys.zig");
 const date_module = @import("date.zig");
 
 pub const Error = error{
@@ -234,14 +233,8 @@ pub const ResponseHead = struct {
 
     fn reserve(self: *ResponseHead, bytes: usize) Error![]u8 {
         const needed = self.len + bytes;
-        if (needed > self.buffer.len) try self.grow(needed);
-        defer self.len = needed;
-        return self.buffer[self.len..needed];
-    }
-
-    fn grow(self: *ResponseHead, needed: usize) Error!void {
-        if (needed > bytes_max) return error.HeadTooLarge;
-        return self.enlarge(needed);
+        if (needed > self.buffer.len and needed > bytes_max) return error.HeadTooLarge;
+        return self.tail(bytes);
     }
 
     fn enlarge(self: *ResponseHead, needed: usize) error{OutOfMemory}!void {

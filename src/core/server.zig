@@ -16,7 +16,6 @@ const scheduler_module = @import("scheduler.zig");
 const reply_module = @import("reply.zig");
 const exchange_module = @import("exchange.zig");
 const connection_module = @import("connection.zig");
-const reactor_module = @import("reactor.zig");
 const Poller = @import("poller.zig").Poller;
 const Connection = connection_module.Connection;
 const Exchange = exchange_module.Exchange;
@@ -165,7 +164,7 @@ pub const Server = struct {
         errdefer scheduler.deinit(gpa);
         const crews = try gpa.alloc(Crew, scheduler.worker_count());
         errdefer gpa.free(crews);
-        const outcome_pipe = try sys.pipe();
+        const outcome_pipe = try sys.socket_pair();
         errdefer for (outcome_pipe) |fd| sys.close(fd);
         self.* = .{
             .gpa = gpa,

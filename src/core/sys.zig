@@ -417,11 +417,6 @@ pub const epoll = if (is_linux) struct {
 
 pub const RegisterError = error{ OutOfMemory, Unexpected };
 
-/// A pipe whose reading end becomes readable when the server has stopped.
-pub fn pipe() error{Unexpected}![2]Fd {
-    return socket_pair();
-}
-
 test "a coarse clock goes on and a date is of this century" {
     const before = monotonic_ms();
     _ = wait_ready(-1, .readable, 20);

@@ -5,8 +5,6 @@
 //! each comment whether they are borrowed or owned ("new"); all calls need the GIL but those that
 //! take it. The only file with `extern` declarations of Python.
 
-const std = @import("std");
-
 pub const ssize = isize;
 
 /// A PyObject. Its two fields have been at these places in every version of the stable ABI.
@@ -234,12 +232,9 @@ pub fn deallocate(object: *Object) void {
 pub extern var _Py_NoneStruct: Object;
 pub extern var _Py_TrueStruct: Object;
 pub extern var _Py_FalseStruct: Object;
-pub extern var PyBytes_Type: Type;
 pub extern var PyList_Type: Type;
 pub extern var PyTuple_Type: Type;
-pub extern var PyUnicode_Type: Type;
 pub extern var PyExc_AssertionError: *Object;
-pub extern var PyExc_MemoryError: *Object;
 pub extern var PyExc_OSError: *Object;
 pub extern var PyExc_RuntimeError: *Object;
 pub extern var PyExc_TypeError: *Object;
@@ -278,7 +273,6 @@ pub extern fn PyDict_SetItemString(*Object, [*:0]const u8, *Object) c_int;
 pub extern fn PyDict_DelItem(*Object, *Object) c_int;
 pub extern fn PyDict_GetItemWithError(*Object, *Object) ?*Object;
 pub extern fn PyDict_GetItemString(*Object, [*:0]const u8) ?*Object;
-pub extern fn PyObject_GetAttr(*Object, *Object) ?*Object;
 pub extern fn PyObject_GetAttrString(*Object, [*:0]const u8) ?*Object;
 pub extern fn PyObject_HasAttr(*Object, *Object) c_int;
 pub extern fn PyObject_CallNoArgs(*Object) ?*Object;
@@ -295,7 +289,6 @@ pub extern fn PyType_GetFlags(*Type) c_ulong;
 pub extern fn PyType_GetSlot(*Type, c_int) ?*anyopaque;
 pub extern fn PyType_GenericAlloc(*Type, ssize) ?*Object;
 pub extern fn PyErr_SetString(*Object, [*:0]const u8) void;
-pub extern fn PyErr_SetObject(*Object, *Object) void;
 pub extern fn PyErr_Occurred() ?*Object;
 pub extern fn PyErr_Clear() void;
 pub extern fn PyErr_Fetch(*?*Object, *?*Object, *?*Object) void;
