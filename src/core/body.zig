@@ -37,6 +37,8 @@ pub const ReadError = TakeError || error{ ClientGone, TimedOut };
 const continue_head = "HTTP/1.1 100 Continue\r\n\r\n";
 /// First memory for a body whose length is not known.
 const growing_bytes_first = 16 * 1024;
+/// Of the fields after a chunked body.
+const trailer_bytes_max = 8 * 1024;
 /// Least room to receive chunked bytes into.
 const receive_bytes_min = 4096;
 
@@ -57,6 +59,8 @@ pub const Body = struct {
     memory_used: usize = 0,
     file: sys.Fd = sys.no_fd,
     file_length: u64 = 0,
+    /// Of a chunked body: where its trailer fields are kept.
+    trailers: []u8 = &.{},
     /// How far the application has read.
     position: u64 = 0,
     /// The client waits for 100 (Continue).
@@ -68,6 +72,12 @@ pub const Body = struct {
     pub fn deinit(self: *Body, gpa: std.mem.Allocator) void {
         if (self.storage == .own_memory) gpa.free(self.memory);
         if (self.file != sys.no_fd) sys.close(self.file);
+        gpa.free(self.trailers);
+    }
+
+    /// The field lines after a chunked body, each with its CRLF, once the body is complete.
+    pub fn trailer_section(self: *const Body) []const u8 {
+        return if (self.decoder) |*decoder| decoder.trailer_section() else "";
     }
 
     /// Sets up for the head that was just parsed. Refuses what Content-Length tells to be too
@@ -87,7 +97,13 @@ pub const Body = struct {
                 if (length > limits.bytes_max) return error.TooLarge;
                 self.remaining = length;
             },
-            .chunked => self.decoder = .init(.{}),
+            .chunked => {
+                self.trailers = try gpa.alloc(u8, trailer_bytes_max);
+                self.decoder = .init(.{
+                    .trailer_buffer = self.trailers,
+                    .trailer_bytes_max = trailer_bytes_max,
+                });
+            },
         }
         self.complete = self.decoder == null and self.remaining == 0;
         if (self.complete) return;

@@ -64,6 +64,8 @@ pub const Progress = struct {
     broken: bool = false,
     /// The application gave more than its own Content-Length; the rest was cut.
     too_long: bool = false,
+    /// The wait that a suspended producer goes on from ended by its time.
+    timed_out: bool = false,
     framing: Framing = .none,
     remaining: u64 = 0,
     /// For the log.
@@ -127,6 +129,21 @@ pub const Reply = struct {
         self.exchange = exchange;
         self.progress = exchange.progress;
         if (connection.abandoned) self.progress.broken = true;
+    }
+
+    /// Takes the head away from a reply that parks before it was sent; null where there is none.
+    pub fn take_head(self: *Reply) ?ResponseHead {
+        if (!self.progress.started or self.progress.head_sent) return null;
+        var head = self.head;
+        self.head = .init(self.gpa);
+        head.shrink();
+        return head;
+    }
+
+    /// Gives it back, to the reply of any worker.
+    pub fn put_head(self: *Reply, head: ResponseHead) void {
+        self.head.deinit();
+        self.head = head;
     }
 
     /// Leaves the reply as it is for another time.

@@ -248,6 +248,13 @@ pub fn close(fd: Fd) void {
     _ = c.close(fd);
 }
 
+/// Another descriptor of the same file, closed on exec; null when there is none (EBADF, EMFILE).
+pub fn duplicate(fd: Fd) ?Fd {
+    const dupfd_cloexec: c_int = if (is_linux) 1030 else 67;
+    const copy = c.fcntl(fd, dupfd_cloexec, @as(c_int, 0));
+    return if (copy >= 0) copy else null;
+}
+
 pub const WaitFor = enum { readable, writable };
 
 /// Waits until the socket is ready or `timeout_ms` has passed (false). Blocks: the caller is a
@@ -371,6 +378,7 @@ pub const epoll = if (is_linux) struct {
     pub const HUP = linux.EPOLL.HUP;
     pub const ERR = linux.EPOLL.ERR;
     pub const ET = linux.EPOLL.ET;
+    pub const ONESHOT = linux.EPOLL.ONESHOT;
 
     pub fn create() error{ OutOfMemory, Unexpected }!Fd {
         const fd = c.epoll_create1(linux.EPOLL.CLOEXEC);
