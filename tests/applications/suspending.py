@@ -19,7 +19,8 @@ PLAIN = [("Content-Type", "text/plain")]
 
 def query(environ: WSGIEnvironment, name: str, default: str = "") -> str:
     """Return one value of the query string."""
-    return parse_qs(environ["QUERY_STRING"]).get(name, [default])[0]
+    found: str = parse_qs(environ["QUERY_STRING"]).get(name, [default])[0]
+    return found
 
 
 def by_time(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
