@@ -9,6 +9,7 @@
 const std = @import("std");
 const chunked = @import("chunked.zig");
 const sys = @import("sys.zig");
+const pages = @import("pages.zig");
 const Exchange = @import("exchange.zig").Exchange;
 
 pub const Limits = struct {
@@ -67,12 +68,22 @@ pub const Body = struct {
     continue_due: bool = false,
 
     const Mode = enum { none, gathered, streamed };
-    const Storage = enum { in_place, own_memory };
+    /// `mapped` memory costs nothing before bytes come, whatever a client announces, and goes back
+    /// to the system when the body is done with. `heap` is for chunked bodies that stay small.
+    const Storage = enum { in_place, heap, mapped };
 
     pub fn deinit(self: *Body, gpa: std.mem.Allocator) void {
-        if (self.storage == .own_memory) gpa.free(self.memory);
+        self.free_memory(gpa);
         if (self.file != sys.no_fd) sys.close(self.file);
         gpa.free(self.trailers);
+    }
+
+    fn free_memory(self: *Body, gpa: std.mem.Allocator) void {
+        switch (self.storage) {
+            .in_place => {},
+            .heap => gpa.free(self.memory),
+            .mapped => pages.free(self.memory),
+        }
     }
 
     /// The field lines after a chunked body, each with its CRLF, once the body is complete.
@@ -116,8 +127,8 @@ pub const Body = struct {
         self.mode = .gathered;
         if (self.decoder != null or self.fits_in_place(exchange)) return;
         const bytes: usize = @intCast(@min(self.remaining, limits.memory_bytes_max));
-        self.storage = .own_memory;
-        self.memory = try gpa.alloc(u8, bytes);
+        self.memory = try pages.alloc(u8, bytes);
+        self.storage = .mapped;
     }
 
     fn fits_in_place(self: *const Body, exchange: *const Exchange) bool {
@@ -183,7 +194,7 @@ pub const Body = struct {
                 self.cursor += @intCast(count);
                 exchange.request_end = self.cursor;
             },
-            .own_memory => {
+            .heap, .mapped => {
                 // All that was received belongs to this body, which did not fit in place.
                 const to_memory = @min(count, self.memory.len - self.memory_used);
                 @memcpy(self.memory[self.memory_used..][0..to_memory], came[0..to_memory]);
@@ -242,12 +253,23 @@ pub const Body = struct {
     ) error{OutOfMemory}![]u8 {
         if (self.memory_used == self.memory.len) {
             if (self.memory.len >= limits.memory_bytes_max) return scratch;
-            const doubled = @max(growing_bytes_first, self.memory.len * 2);
-            const memory: []u8 = if (self.storage == .own_memory) self.memory else &.{};
-            self.memory = try gpa.realloc(memory, @min(doubled, limits.memory_bytes_max));
-            self.storage = .own_memory;
+            try self.grow(gpa, limits.memory_bytes_max);
         }
         return self.memory[self.memory_used..];
+    }
+
+    /// A little first, for the length is not known; then all that there may be.
+    fn grow(self: *Body, gpa: std.mem.Allocator, bytes_max: usize) error{OutOfMemory}!void {
+        if (self.storage == .in_place) {
+            self.memory = try gpa.alloc(u8, @min(growing_bytes_first, bytes_max));
+            self.storage = .heap;
+            return;
+        }
+        const larger = try pages.alloc(u8, bytes_max);
+        @memcpy(larger[0..self.memory_used], self.memory[0..self.memory_used]);
+        self.free_memory(gpa);
+        self.memory = larger;
+        self.storage = .mapped;
     }
 
     /// All raw bytes are done with: the next are received right behind the head.
