@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -227,3 +228,36 @@ def test_benchmark_of_bodies_runs(tmp_path: Path) -> None:
     )
     assert run.returncode == 0, run.stderr
     assert re.search(r"more memory: \d+\.\d MiB, [\d,]+ MB/s", run.stdout), run.stdout
+
+
+BURSTS = """
+import time
+
+def app(environ, start_response):
+    length = environ["QUERY_STRING"]
+    start_response("200 OK", [("Content-Length", "13")] if length else [])
+    for burst in range(3):
+        for _ in range(4):
+            yield b"x"
+        time.sleep(0.5)
+    yield b"."
+"""
+
+
+@pytest.mark.parametrize("count", [1, 8])
+@pytest.mark.parametrize("target", ["/", "/?length"])
+def test_the_end_of_a_burst_is_not_held_back(serve: Servers, count: int, target: str) -> None:
+    """Pieces may share a packet; the last before a pause is sent while the application pauses."""
+    server = serve("app:app", {"concurrency": {"threads": count}}, {"app.py": BURSTS})
+    with server.connect() as connection:
+        connection.send(get(target))
+        connection.head()
+        for _ in range(3):
+            began = time.monotonic()
+            if target == "/":
+                assert [connection.chunk() for _ in range(4)] == [b"x"] * 4
+            else:
+                assert connection.take(4) == b"xxxx"
+            # The pause before is half a second; the kernel alone would wait another 0.2 s.
+            assert time.monotonic() - began < 0.6
+        assert (connection.chunk() if target == "/" else connection.take(1)) == b"."

@@ -29,6 +29,7 @@
 //!     shed(*Host, *Worker, *Task)   answers 503: waited longer than `queue_timeout_ms`
 //!     poll(*Host, *Worker, bool)    submits tasks; waits for events if it may; detached
 //!     attach, detach(*Host, *Worker)  takes and gives back the GIL
+//!     on_tick(*Host)                the monitor's; whether it has to come again
 
 const std = @import("std");
 const sys = @import("sys.zig");
@@ -618,8 +619,16 @@ pub fn Scheduler(comptime Host: type) type {
             }
         }
 
+        /// Makes the monitor tick. Any thread.
+        pub fn wake_monitor(self: *Self) void {
+            if (self.monitor.signal.load(.seq_cst) != 0) return;
+            self.monitor.signal.store(1, .seq_cst);
+            Futex.wake(&self.monitor.signal, 1);
+        }
+
         /// One look; false when the server stops.
         fn tick(self: *Self) bool {
+            const has_more = self.host.on_tick();
             self.mutex.lock();
             if (self.stopping) {
                 self.mutex.unlock();
@@ -643,18 +652,21 @@ pub fn Scheduler(comptime Host: type) type {
                 }
                 chosen = self.unpark();
             }
-            if (holder_busy or queue_waits or self.own_count > 0) {
+            if (has_more or holder_busy or queue_waits or self.own_count > 0) {
                 self.monitor.idle_ticks = 0;
             } else {
                 self.monitor.idle_ticks += 1;
                 if (self.monitor.idle_ticks >= idle_ticks_max) {
                     self.monitor.idle_ticks = 0;
                     self.monitor.asleep = true;
-                    self.monitor.signal.store(0, .monotonic);
+                    self.monitor.signal.store(0, .seq_cst);
                 }
             }
+            const sleeps = self.monitor.asleep;
             self.mutex.unlock();
             if (chosen) |worker| wake(worker);
+            // The other order than `wake_monitor`'s caller has: one of the two sees the other.
+            if (sleeps and self.host.on_tick()) self.monitor.signal.store(1, .seq_cst);
             return true;
         }
     };

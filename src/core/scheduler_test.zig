@@ -76,6 +76,10 @@ const FakeHost = struct {
         if (self.scheduler.submit(&.{task}) == 0) self.count_shed(task);
     }
 
+    pub fn on_tick(_: *FakeHost) bool {
+        return false;
+    }
+
     pub fn wake_poller(self: *FakeHost) void {
         _ = self.arrivals.fetchAdd(1, .acq_rel);
         Futex.wake(&self.arrivals, 1);

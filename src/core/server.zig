@@ -194,6 +194,7 @@ pub const Server = struct {
                 application.interlude,
                 &self.draining,
             );
+            crew.reply.pusher = .{ .context = self, .wake = wake_pusher };
         }
         self.scheduler.start() catch return error.Unexpected;
         return self;
@@ -295,6 +296,22 @@ pub const Server = struct {
 
     pub fn poll(self: *Server, _: *Worker, may_wait: bool) void {
         self.poller.poll(may_wait);
+    }
+
+    fn wake_pusher(context: *anyopaque) void {
+        const self: *Server = @ptrCast(@alignCast(context));
+        self.scheduler.wake_monitor();
+    }
+
+    /// The monitor's: sends what responses in progress hold back. Whether there was any.
+    pub fn on_tick(self: *Server) bool {
+        var found = false;
+        for (self.crews) |*crew| {
+            if (crew.reply.held.load(.seq_cst) == sys.no_fd) continue;
+            found = true;
+            crew.reply.push();
+        }
+        return found;
     }
 
     pub fn wake_poller(self: *Server) void {

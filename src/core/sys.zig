@@ -99,11 +99,29 @@ pub fn send(fd: Fd, bytes: []const u8) WriteError!usize {
 
 /// The same for several pieces that leave as one.
 pub fn send_vector(fd: Fd, pieces: []const Iovec) WriteError!usize {
+    return send_message(fd, pieces, 0);
+}
+
+/// Whether `send_held` holds anything back on this system.
+pub const can_hold = is_linux;
+
+/// The same, and what does not fill a segment waits for the next bytes or for `push`.
+pub fn send_held(fd: Fd, pieces: []const Iovec) WriteError!usize {
+    return send_message(fd, pieces, if (can_hold) c.MSG.MORE else 0);
+}
+
+/// Sends what `send_held` held back. Any thread; does no harm to another socket or a closed one.
+pub fn push(fd: Fd) void {
+    // Setting the option, even anew, makes Linux send what is pending (tcp(7)).
+    set_no_delay(fd);
+}
+
+fn send_message(fd: Fd, pieces: []const Iovec, flags: u32) WriteError!usize {
     var message = std.mem.zeroes(c.msghdr_const);
     message.iov = pieces.ptr;
     message.iovlen = @intCast(pieces.len);
     while (true) {
-        const count = c.sendmsg(fd, &message, c.MSG.NOSIGNAL);
+        const count = c.sendmsg(fd, &message, c.MSG.NOSIGNAL | flags);
         if (count >= 0) return @intCast(count);
         if (try retry_write()) continue;
     }

@@ -569,6 +569,7 @@ pub const Bridge = struct {
     fn begin_suspension(self: *Bridge, crew: *Crew) bool {
         const active = self.seats[crew.worker.index].active.?;
         const suspension = suspend_module.take(active.call) orelse return false;
+        crew.reply.push();
         if (self.may_park(crew)) {
             crew.exchange.suspension = suspension;
             return true;
