@@ -68,6 +68,19 @@ fn begin_and_end(plan: *kernel.Plan) !bool {
     return false;
 }
 
+// ---- The end -----------------------------------------------------------------------------------
+
+test "faults: the end is told even where its pipe takes nothing" {
+    const fixture = try Fixture.serve(.{ .options = patient });
+    defer fixture.deinit();
+    var plan: kernel.Plan = .{ .seed = 5, .only = 0 };
+    kernel.arm(&plan);
+    fixture.server.stop();
+    kernel.arm(null);
+    try testing.expectEqual(1, plan.injected.get(.send).load(.monotonic));
+    try fixture.expect_end(.stopped);
+}
+
 // ---- Each call of a visit ----------------------------------------------------------------------
 
 const steps = .{ ask, upload_chunks, upload_to_file, read_slowly, ask_of_old, ask_to_continue };

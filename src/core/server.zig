@@ -238,7 +238,8 @@ pub const Server = struct {
         if (self.outcome.cmpxchgStrong(.serving, outcome, .acq_rel, .acquire) != null) return;
         self.scheduler.stop();
         self.poller.reactor.wake();
-        _ = sys.send(self.outcome_pipe[1], "x") catch {};
+        // The end of the stream is readable as well, and takes no memory to say.
+        _ = sys.send(self.outcome_pipe[1], "x") catch sys.shutdown_send(self.outcome_pipe[1]);
     }
 
     pub fn counts(self: *Server) Counts {
