@@ -29,7 +29,7 @@ pub const listeners_max = 64;
 /// How long a client that was refused may take to read why.
 const linger_ms = 2000;
 /// How long to wait for descriptors after the kernel had none, if no connection closes before.
-const accept_pause_ms = 1000;
+const accept_pause_ms = 100;
 /// Tokens of listeners have this bit; those of connections do not (a generation would have to
 /// reach 2^31).
 const listener_bit: u64 = 1 << 63;
@@ -277,14 +277,7 @@ pub const Poller = struct {
     /// False when there is nothing more to accept for now.
     fn accept_one(self: *Poller, listener: *Listener, index: u8) bool {
         if (self.slots.in_use == self.slots.connections.len) {
-            if (!sys.wait_ready(listener.fd, .readable, 0)) {
-                // Nobody waits, so nobody has to go.
-                listener.unread = false;
-                return false;
-            }
-            const idle = self.find_idle() orelse return false;
-            self.mark_closing(idle);
-            self.close_marked();
+            if (!self.make_room(listener)) return false;
         }
         const accepted = sys.accept(listener.fd) catch |err| switch (err) {
             error.WouldBlock => {
@@ -292,13 +285,34 @@ pub const Poller = struct {
                 return false;
             },
             error.ConnectionGone => return true,
-            error.DescriptorsExhausted, error.OutOfMemory, error.Unexpected => {
-                self.accept_after_ms = self.now_ms + accept_pause_ms;
-                return false;
+            error.DescriptorsExhausted => again: {
+                if (!self.make_room(listener)) return self.pause_accepting();
+                break :again sys.accept(listener.fd) catch return self.pause_accepting();
             },
+            error.OutOfMemory, error.Unexpected => return self.pause_accepting(),
         };
         self.adopt(accepted, index);
         return true;
+    }
+
+    /// Closes the connection that has been idle longest for a client in the backlog. False when
+    /// none is idle, or nobody waits, so that nobody has to go: accept(2) finds out that there are
+    /// no descriptors before it looks for a client.
+    fn make_room(self: *Poller, listener: *Listener) bool {
+        if (!sys.may_be_ready(listener.fd, .readable)) {
+            listener.unread = false;
+            return false;
+        }
+        const idle = self.find_idle() orelse return false;
+        self.mark_closing(idle);
+        self.close_marked();
+        return true;
+    }
+
+    /// Always false, as `accept_one`.
+    fn pause_accepting(self: *Poller) bool {
+        self.accept_after_ms = self.now_ms + accept_pause_ms;
+        return false;
     }
 
     fn adopt(self: *Poller, accepted: sys.Accepted, listener: u8) void {
@@ -319,7 +333,7 @@ pub const Poller = struct {
     /// event of that one is on its way: it may have a request, or have ended and make room itself.
     fn find_idle(self: *const Poller) ?*Connection {
         const connection = self.find_longest_idle() orelse return null;
-        if (!sys.wait_ready(connection.fd, .readable, 0)) return connection;
+        if (!sys.may_be_ready(connection.fd, .readable)) return connection;
         connection.unread = true; // so that it does not stand in the way again
         return null;
     }
@@ -610,6 +624,7 @@ pub const Poller = struct {
             sys.close(connection.fd);
             if (connection.exchange) |exchange| self.server.pool.release(exchange);
             self.slots.release(connection);
+            self.accept_after_ms = 0; // there is a descriptor again
             _ = self.server.connection_count.fetchSub(1, .monotonic);
         }
     }
