@@ -31,7 +31,7 @@ pub const Interlude = struct {
     }
 };
 
-pub const TakeError = chunked.Error || sys.FileError || error{ TooLarge, OutOfMemory };
+pub const TakeError = chunked.Error || sys.OpenError || error{TooLarge};
 pub const ReadError = TakeError || error{ ClientGone, TimedOut };
 
 const continue_head = "HTTP/1.1 100 Continue\r\n\r\n";
@@ -240,7 +240,7 @@ pub const Body = struct {
         exchange.received = self.cursor;
     }
 
-    fn write_to_file(self: *Body, bytes: []const u8, limits: *const Limits) sys.FileError!void {
+    fn write_to_file(self: *Body, bytes: []const u8, limits: *const Limits) sys.OpenError!void {
         if (self.file == sys.no_fd) self.file = try sys.open_unlinked(limits.temporary_directory);
         try sys.write_all_at(self.file, bytes, self.file_length);
         self.file_length += bytes.len;

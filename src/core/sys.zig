@@ -306,10 +306,11 @@ pub fn wait_readable_or_signal(fd: Fd, timeout_ms: ?u64) bool {
 // ---- Files -------------------------------------------------------------------------------------
 
 pub const FileError = error{ NoSpace, Unexpected };
+pub const OpenError = FileError || error{ DescriptorsExhausted, OutOfMemory };
 
 /// A file for reading and writing that no path leads to: it is gone when its descriptor is closed,
 /// even when the process is killed.
-pub fn open_unlinked(directory: []const u8) FileError!Fd {
+pub fn open_unlinked(directory: []const u8) OpenError!Fd {
     var path: [std.posix.PATH_MAX]u8 = undefined;
     if (is_linux) {
         const folder = std.fmt.bufPrintZ(&path, "{s}", .{directory}) catch
@@ -324,17 +325,25 @@ pub fn open_unlinked(directory: []const u8) FileError!Fd {
         if (fd >= 0) return fd;
         switch (errno()) {
             .OPNOTSUPP, .ISDIR, .NOENT => {}, // a file system without O_TMPFILE: as elsewhere
-            .NOSPC, .DQUOT => return error.NoSpace,
-            else => return error.Unexpected,
+            else => |code| return open_error(code),
         }
     }
     const template = std.fmt.bufPrintZ(&path, "{s}/serve-zig-XXXXXX", .{directory}) catch
         return error.Unexpected;
     const fd = mkstemp(template.ptr);
-    if (fd < 0) return if (errno() == .NOSPC) error.NoSpace else error.Unexpected;
+    if (fd < 0) return open_error(errno());
     _ = c.unlink(template.ptr);
     set_close_on_exec(fd);
     return fd;
+}
+
+fn open_error(code: c.E) OpenError {
+    return switch (code) {
+        .NOSPC, .DQUOT => error.NoSpace,
+        .MFILE, .NFILE => error.DescriptorsExhausted,
+        .NOMEM => error.OutOfMemory,
+        else => error.Unexpected,
+    };
 }
 
 extern "c" fn mkstemp(template: [*:0]u8) c_int;
