@@ -164,6 +164,12 @@ class Server:
         assert found is not None, status
         return int(found[1]) * 1024
 
+    def cpu_seconds(self) -> float:
+        """Return the processor time that the process has used, its own and the kernel's for it."""
+        text = Path(f"/proc/{self.process.pid}/stat").read_text("ascii", "replace")
+        fields = text[text.rindex(")") + 2 :].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     # Its end
 
     def send_signal(self, number: signal.Signals) -> None:
@@ -251,14 +257,16 @@ class Servers:
         arguments: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
         pass_fds: Sequence[int] = (),
+        prefix: Sequence[str] = (),
         wait: bool = True,
     ) -> Server:
         """Start `serve-zig` with a configuration and return when it accepts.
 
         `config` is TOML text or a nested mapping, laid over what every test needs. `files` are
         written beside it; with Python files among them that folder becomes `app.directory`.
-        `config_file` is served as it stands instead, but for the address. `wait=False` returns
-        at once, for a server that is not expected to start.
+        `config_file` is served as it stands instead, but for the address. `prefix` is a command
+        that becomes the server, such as `sh -c 'ulimit -n 99; exec "$@"' sh`. `wait=False`
+        returns at once, for a server that is not expected to start.
         """
         folder = self._new_folder()
         for name, content in (files or {}).items():
@@ -271,7 +279,7 @@ class Servers:
         while True:
             attempt += 1
             bind = f"127.0.0.1:{free_port()}"
-            command = [sys.executable, "-m", "serve_zig", "-c"]
+            command = [*prefix, sys.executable, "-m", "serve_zig", "-c"]
             if config_file is None:
                 defaults = {
                     "app": {"target": app, "directory": str(folder if own_files else APPLICATIONS)},

@@ -286,7 +286,9 @@ pub const Poller = struct {
             },
             error.ConnectionGone => return true,
             error.DescriptorsExhausted => again: {
-                if (!self.make_room(listener)) return self.pause_accepting();
+                if (!self.make_room(listener)) {
+                    return if (listener.unread) self.pause_accepting() else false;
+                }
                 break :again sys.accept(listener.fd) catch return self.pause_accepting();
             },
             error.OutOfMemory, error.Unexpected => return self.pause_accepting(),
@@ -295,16 +297,15 @@ pub const Poller = struct {
         return true;
     }
 
-    /// Closes the connection that has been idle longest for a client in the backlog. False when
-    /// none is idle, or nobody waits, so that nobody has to go: accept(2) finds out that there are
-    /// no descriptors before it looks for a client.
+    /// Closes what has ended, or else the connection that has been idle longest, for a client in
+    /// the backlog. False when none is idle, or nobody waits, so that nobody has to go: accept(2)
+    /// finds out that there are no descriptors before it looks for a client.
     fn make_room(self: *Poller, listener: *Listener) bool {
         if (!sys.may_be_ready(listener.fd, .readable)) {
             listener.unread = false;
             return false;
         }
-        const idle = self.find_idle() orelse return false;
-        self.mark_closing(idle);
+        if (self.closing == null) self.mark_closing(self.find_idle() orelse return false);
         self.close_marked();
         return true;
     }
@@ -343,7 +344,9 @@ pub const Poller = struct {
         for (self.slots.touched()) |*connection| {
             if (connection.fd == sys.no_fd) continue;
             if (connection.turn.load(.seq_cst) & Turn.worker != 0) continue;
-            if (!connection.is_idle() or connection.unread) continue;
+            // Who was answered for the last time and only has not closed yet counts as idle.
+            if (!connection.is_idle() and connection.state != .lingering) continue;
+            if (connection.unread) continue;
             if (found == null or connection.active_ns < found.?.active_ns) found = connection;
         }
         return found;
@@ -473,6 +476,7 @@ pub const Poller = struct {
         switch (err) {
             error.TooLarge => self.refuse(connection, 413, "body_too_large"),
             error.OutOfMemory => self.refuse(connection, 503, "out_of_memory"),
+            error.DescriptorsExhausted => self.refuse(connection, 503, "no_descriptors"),
             error.NoSpace => self.refuse(connection, 507, "no_space_for_body"),
             error.Unexpected => self.refuse(connection, 500, "temporary_file"),
             else => |bad| {

@@ -1,0 +1,69 @@
+"""Takes descriptors and memory away from the process that serves it, as a test asks."""
+
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from wsgiref.types import StartResponse, WSGIEnvironment
+
+held: list[int] = []
+
+
+def take_descriptors() -> int:
+    """Take every descriptor that the process may have."""
+    while True:
+        try:
+            held.append(os.dup(0))
+        except OSError:
+            return len(held)
+
+
+def give_descriptors(count: int) -> int:
+    """Give so many of them back."""
+    for descriptor in held[:count]:
+        os.close(descriptor)
+    del held[:count]
+    return len(held)
+
+
+def fail_allocation(number: int) -> None:
+    """Have the so-manieth allocation of Python from here on fail; -1 for none."""
+    import _testcapi  # type: ignore[import-not-found]
+
+    if number < 0:
+        _testcapi.remove_mem_hooks()
+    else:
+        _testcapi.set_nomemory(number, number + 1)
+
+
+def stream(pieces: int) -> Iterator[bytes]:
+    """Yield pieces that a client reads in a moment, or later."""
+    for _ in range(pieces):
+        yield b"x" * 20_000
+
+
+def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """Do what the path says: /take, /give?N, /memory?N, /stream?N, /upload, /write, or nothing."""
+    path = environ["PATH_INFO"]
+    number = environ["QUERY_STRING"]
+    body = b"ok"
+    if path == "/take":
+        body = b"%d" % take_descriptors()
+    elif path == "/give":
+        body = b"%d" % give_descriptors(int(number))
+    elif path == "/upload":
+        body = b"%d" % len(environ["wsgi.input"].read())
+    elif path == "/early":
+        environ["wsgi.early_hints"]([("Link", "</style.css>")])
+    elif path == "/memory":
+        start_response("200 OK", [("Content-Length", "2"), ("X-Version", sys.version[:4])])
+        body = b"ok"
+        result = [body]
+        fail_allocation(int(number))
+        return result
+    if path == "/stream":
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return stream(int(number))
+    write = start_response("200 OK", [("Content-Type", "text/plain")])
+    if path == "/write":
+        write(b"written ")
+    return [body]
