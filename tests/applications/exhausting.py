@@ -1,7 +1,6 @@
 """Takes descriptors and memory away from the process that serves it, as a test asks."""
 
 import os
-import sys
 from collections.abc import Iterable, Iterator
 from wsgiref.types import StartResponse, WSGIEnvironment
 
@@ -25,14 +24,14 @@ def give_descriptors(count: int) -> int:
     return len(held)
 
 
-def fail_allocation(number: int) -> None:
-    """Have the so-manieth allocation of Python from here on fail; -1 for none."""
+def fail_allocations(first: str, count: str) -> None:
+    """Have so many of Python's allocations fail, the first one so far from here; none if empty."""
     import _testcapi  # type: ignore[import-not-found]
 
-    if number < 0:
-        _testcapi.remove_mem_hooks()
+    if first:
+        _testcapi.set_nomemory(int(first), int(first) + int(count))
     else:
-        _testcapi.set_nomemory(number, number + 1)
+        _testcapi.remove_mem_hooks()
 
 
 def stream(pieces: int) -> Iterator[bytes]:
@@ -42,7 +41,7 @@ def stream(pieces: int) -> Iterator[bytes]:
 
 
 def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-    """Do what the path says: /take, /give?N, /memory?N, /stream?N, /upload, /write, or nothing."""
+    """Do what the path says: /take, /give?N, /memory?N&M, /stream?N, /upload, /write, or nothing."""
     path = environ["PATH_INFO"]
     number = environ["QUERY_STRING"]
     body = b"ok"
@@ -55,10 +54,10 @@ def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[byt
     elif path == "/early":
         environ["wsgi.early_hints"]([("Link", "</style.css>")])
     elif path == "/memory":
-        start_response("200 OK", [("Content-Length", "2"), ("X-Version", sys.version[:4])])
-        body = b"ok"
+        start_response("200 OK", [("Content-Length", "2")])
+        first, _, count = number.partition("&")
         result = [body]
-        fail_allocation(int(number))
+        fail_allocations(first, count)
         return result
     if path == "/stream":
         start_response("200 OK", [("Content-Type", "text/plain")])
