@@ -1,8 +1,5 @@
 """What the process has not got: descriptors and Python's memory. It stays alive and recovers."""
 
-import contextlib
-import re
-import socket
 import sys
 import time
 from pathlib import Path
@@ -10,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from serving import Server, Servers, wait_until
-from wire import Connection, Truncated, WireError, all_closed, get, post
+from wire import Connection, all_closed, get, post
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="sets limits and reads /proc")
 

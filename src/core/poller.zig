@@ -434,6 +434,12 @@ pub const Poller = struct {
             return self.refuse_body(connection, err);
         };
         if (body.complete or body.mode == .streamed) return self.make_ready(connection, exchange);
+        if (body.continue_due) {
+            body.continue_due = false;
+            // Nothing was sent since the last response left whole: it fits, or the client is gone.
+            const sent = sys.send(connection.fd, body_module.continue_head) catch 0;
+            if (sent != body_module.continue_head.len) return self.mark_closing(connection);
+        }
         connection.state = .reading_body;
         body.take_buffered(exchange, server.gpa, self.scratch, &server.body_limits) catch |err| {
             return self.refuse_body(connection, err);

@@ -124,6 +124,8 @@ pub const Server = struct {
     gpa: std.mem.Allocator,
     options: Options,
     body_limits: body_module.Limits,
+    /// Half of the threads may wait for clients that were asked to continue.
+    streams: body_module.Streams,
     application: Application,
     scheduler: Scheduler,
     pool: exchange_module.Pool,
@@ -170,6 +172,7 @@ pub const Server = struct {
             .gpa = gpa,
             .options = options,
             .body_limits = options.body_limits(),
+            .streams = .{ .max = options.threads / 2 },
             .application = application,
             .scheduler = scheduler,
             .pool = .{ .gpa = gpa, .field_lines_max = options.fields },
@@ -177,6 +180,7 @@ pub const Server = struct {
             .crews = crews,
             .outcome_pipe = outcome_pipe,
         };
+        self.body_limits.streams = &self.streams;
         self.poller = try Poller.init(self, listeners);
         errdefer self.poller.deinit();
         for (crews, 0..) |*crew, index| {

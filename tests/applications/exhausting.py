@@ -41,7 +41,7 @@ def stream(pieces: int) -> Iterator[bytes]:
 
 
 def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-    """Do what the path says: /take, /give?N, /memory?N&M, /stream?N, /upload, /write, or nothing."""
+    """Do what the path says: /take, /give?N, /memory?N&M, /stream?N and so on."""
     path = environ["PATH_INFO"]
     number = environ["QUERY_STRING"]
     body = b"ok"
