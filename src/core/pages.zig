@@ -14,6 +14,7 @@ const alignment: std.mem.Alignment = .fromByteUnits(std.heap.page_size_min);
 /// `count` items whose bytes are all zero; freed with `free`.
 pub fn alloc(comptime T: type, count: usize) error{OutOfMemory}![]T {
     const bytes = std.math.mul(usize, count, @sizeOf(T)) catch return error.OutOfMemory;
+    if (bytes == 0) return &.{};
     const memory = kernel.map_pages(bytes, alignment) orelse return error.OutOfMemory;
     const items: [*]T = @ptrCast(@alignCast(memory));
     return items[0..count];
@@ -21,6 +22,7 @@ pub fn alloc(comptime T: type, count: usize) error{OutOfMemory}![]T {
 
 pub fn free(items: anytype) void {
     const bytes = std.mem.sliceAsBytes(items);
+    if (bytes.len == 0) return;
     kernel.unmap_pages(@constCast(bytes), alignment);
 }
 

@@ -17,6 +17,7 @@ const reply_module = @import("reply.zig");
 const exchange_module = @import("exchange.zig");
 const connection_module = @import("connection.zig");
 const Poller = @import("poller.zig").Poller;
+const Suspension = @import("suspension.zig").Suspension;
 const Connection = connection_module.Connection;
 const Exchange = exchange_module.Exchange;
 const Reply = reply_module.Reply;
@@ -134,6 +135,8 @@ pub const Server = struct {
     crews_begun: std.atomic.Value(u32) = .init(0),
     /// Connections that workers give back to the poller, newest first.
     handed_back: std.atomic.Value(?*Connection) = .init(null),
+    /// Suspensions that the application resumed, newest first; a reference each.
+    resumed: std.atomic.Value(?*Suspension) = .init(null),
     /// The poller waits, or is about to, and must be woken for a connection handed back.
     waiting: std.atomic.Value(bool) = .init(false),
     drain_requested: std.atomic.Value(bool) = .init(false),
@@ -195,6 +198,7 @@ pub const Server = struct {
                 application.interlude,
                 &self.draining,
             );
+            crew.reply.pusher = .{ .context = self, .wake = wake_pusher };
         }
         self.scheduler.start() catch return error.Unexpected;
         return self;
@@ -208,6 +212,7 @@ pub const Server = struct {
         self.poller.deinit();
         self.scheduler.deinit(gpa);
         self.pool.deinit();
+        self.drop_resumed();
         for (self.crews) |*crew| crew.reply.deinit();
         gpa.free(self.crews);
         for (self.outcome_pipe) |fd| sys.close(fd);
@@ -260,6 +265,27 @@ pub const Server = struct {
         };
     }
 
+    /// Lets a suspended response go on. Any thread, any time, even after the request has ended.
+    pub fn resume_suspended(self: *Server, suspension: *Suspension) void {
+        if (!suspension.begin_resume()) return;
+        _ = suspension.retain();
+        var first = self.resumed.load(.monotonic);
+        while (true) {
+            suspension.next = first;
+            const seen = self.resumed.cmpxchgWeak(first, suspension, .seq_cst, .monotonic);
+            first = seen orelse break;
+        }
+        self.wake_waiting_poller();
+    }
+
+    fn drop_resumed(self: *Server) void {
+        var first = self.resumed.swap(null, .acquire);
+        while (first) |suspension| {
+            first = suspension.next;
+            suspension.release(self.gpa);
+        }
+    }
+
     // ---- The scheduler's host ------------------------------------------------------------------
 
     pub fn attach(self: *Server, worker: *Worker) void {
@@ -273,8 +299,24 @@ pub const Server = struct {
         crew.thread_state = self.application.interlude.leave();
     }
 
-    pub fn poll(self: *Server, _: *Worker) void {
-        self.poller.poll();
+    pub fn poll(self: *Server, _: *Worker, may_wait: bool) void {
+        self.poller.poll(may_wait);
+    }
+
+    fn wake_pusher(context: *anyopaque) void {
+        const self: *Server = @ptrCast(@alignCast(context));
+        self.scheduler.wake_monitor();
+    }
+
+    /// The monitor's: sends what responses in progress hold back. Whether there was any.
+    pub fn on_tick(self: *Server) bool {
+        var found = false;
+        for (self.crews) |*crew| {
+            if (crew.reply.held.load(.seq_cst) == sys.no_fd) continue;
+            found = true;
+            crew.reply.push();
+        }
+        return found;
     }
 
     pub fn wake_poller(self: *Server) void {
@@ -370,6 +412,8 @@ pub const Server = struct {
     fn release_parked(self: *Server, connection: *Connection) void {
         connection.state = .writing;
         connection.after = .proceed;
+        // Only the poller can begin a wait that may be shorter than the heap's entry.
+        if (connection.exchange.?.suspension != null) return self.hand_back(connection);
         connection.deadline_ms = sys.monotonic_ms() + self.options.write_timeout_ms;
         self.give_up_turn(connection);
     }
@@ -394,8 +438,12 @@ pub const Server = struct {
             const seen = self.handed_back.cmpxchgWeak(first, connection, .seq_cst, .monotonic);
             first = seen orelse break;
         }
-        // The poller sets `waiting` and then looks at the list; this is the other order, so one of
-        // the two sees the other's write.
+        self.wake_waiting_poller();
+    }
+
+    /// After putting something on a list of the poller's. The poller sets `waiting` and then looks
+    /// at the lists; this is the other order, so one of the two sees the other's write.
+    fn wake_waiting_poller(self: *Server) void {
         if (self.waiting.load(.seq_cst) and self.waiting.swap(false, .seq_cst)) {
             self.poller.reactor.wake();
         }
