@@ -31,7 +31,7 @@ pub const listeners_max = 64;
 /// How long a client that was refused may take to read why.
 const linger_ms = 2000;
 /// How long to wait for descriptors after the kernel had none, if no connection closes before.
-const accept_pause_ms = 1000;
+const accept_pause_ms = 100;
 /// Tokens of listeners have this bit; those of connections have neither (a generation has 30 bits).
 const listener_bit: u64 = 1 << 63;
 /// Tokens of descriptors that a suspended response waits for: the connection's, with this bit.
@@ -363,14 +363,7 @@ pub const Poller = struct {
     /// False when there is nothing more to accept for now.
     fn accept_one(self: *Poller, listener: *Listener, index: u8) bool {
         if (self.slots.in_use == self.slots.connections.len) {
-            if (!sys.wait_ready(listener.fd, .readable, 0)) {
-                // Nobody waits, so nobody has to go.
-                listener.unread = false;
-                return false;
-            }
-            const idle = self.find_idle() orelse return false;
-            self.mark_closing(idle);
-            self.close_marked();
+            if (!self.make_room(listener)) return false;
         }
         const accepted = sys.accept(listener.fd) catch |err| switch (err) {
             error.WouldBlock => {
@@ -378,13 +371,35 @@ pub const Poller = struct {
                 return false;
             },
             error.ConnectionGone => return true,
-            error.DescriptorsExhausted, error.OutOfMemory, error.Unexpected => {
-                self.accept_after_ms = self.now_ms + accept_pause_ms;
-                return false;
+            error.DescriptorsExhausted => again: {
+                if (!self.make_room(listener)) {
+                    return if (listener.unread) self.pause_accepting() else false;
+                }
+                break :again sys.accept(listener.fd) catch return self.pause_accepting();
             },
+            error.OutOfMemory, error.Unexpected => return self.pause_accepting(),
         };
         self.adopt(accepted, index);
         return true;
+    }
+
+    /// Closes what has ended, or else the connection that has been idle longest, for a client in
+    /// the backlog. False when none is idle, or nobody waits, so that nobody has to go: accept(2)
+    /// finds out that there are no descriptors before it looks for a client.
+    fn make_room(self: *Poller, listener: *Listener) bool {
+        if (!sys.may_be_ready(listener.fd, .readable)) {
+            listener.unread = false;
+            return false;
+        }
+        if (self.closing == null) self.mark_closing(self.find_idle() orelse return false);
+        self.close_marked();
+        return true;
+    }
+
+    /// Always false, as `accept_one`.
+    fn pause_accepting(self: *Poller) bool {
+        self.accept_after_ms = self.now_ms + accept_pause_ms;
+        return false;
     }
 
     fn adopt(self: *Poller, accepted: sys.Accepted, listener: u8) void {
@@ -405,7 +420,7 @@ pub const Poller = struct {
     /// event of that one is on its way: it may have a request, or have ended and make room itself.
     fn find_idle(self: *const Poller) ?*Connection {
         const connection = self.find_longest_idle() orelse return null;
-        if (!sys.wait_ready(connection.fd, .readable, 0)) return connection;
+        if (!sys.may_be_ready(connection.fd, .readable)) return connection;
         connection.unread = true; // so that it does not stand in the way again
         return null;
     }
@@ -415,7 +430,9 @@ pub const Poller = struct {
         for (self.slots.touched()) |*connection| {
             if (connection.fd == sys.no_fd) continue;
             if (connection.turn.load(.seq_cst) & Turn.worker != 0) continue;
-            if (!connection.is_idle() or connection.unread) continue;
+            // Who was answered for the last time and only has not closed yet counts as idle.
+            if (!connection.is_idle() and connection.state != .lingering) continue;
+            if (connection.unread) continue;
             if (found == null or connection.active_ns < found.?.active_ns) found = connection;
         }
         return found;
@@ -503,6 +520,12 @@ pub const Poller = struct {
             return self.refuse_body(connection, err);
         };
         if (body.complete or body.mode == .streamed) return self.make_ready(connection, exchange);
+        if (body.continue_due) {
+            body.continue_due = false;
+            // Nothing was sent since the last response left whole: it fits, or the client is gone.
+            const sent = sys.send(connection.fd, body_module.continue_head) catch 0;
+            if (sent != body_module.continue_head.len) return self.mark_closing(connection);
+        }
         connection.state = .reading_body;
         body.take_buffered(exchange, server.gpa, self.scratch, &server.body_limits) catch |err| {
             return self.refuse_body(connection, err);
@@ -545,6 +568,7 @@ pub const Poller = struct {
         switch (err) {
             error.TooLarge => self.refuse(connection, 413, "body_too_large"),
             error.OutOfMemory => self.refuse(connection, 503, "out_of_memory"),
+            error.DescriptorsExhausted => self.refuse(connection, 503, "no_descriptors"),
             error.NoSpace => self.refuse(connection, 507, "no_space_for_body"),
             error.Unexpected => self.refuse(connection, 500, "temporary_file"),
             else => |bad| {
@@ -701,6 +725,7 @@ pub const Poller = struct {
             sys.close(connection.fd);
             if (connection.exchange) |exchange| self.server.pool.release(exchange);
             self.slots.release(connection);
+            self.accept_after_ms = 0; // there is a descriptor again
             _ = self.server.connection_count.fetchSub(1, .monotonic);
         }
     }

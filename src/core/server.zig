@@ -125,6 +125,8 @@ pub const Server = struct {
     gpa: std.mem.Allocator,
     options: Options,
     body_limits: body_module.Limits,
+    /// Half of the threads may wait for clients that were asked to continue.
+    streams: body_module.Streams,
     application: Application,
     scheduler: Scheduler,
     pool: exchange_module.Pool,
@@ -173,6 +175,7 @@ pub const Server = struct {
             .gpa = gpa,
             .options = options,
             .body_limits = options.body_limits(),
+            .streams = .{ .max = options.threads / 2 },
             .application = application,
             .scheduler = scheduler,
             .pool = .{ .gpa = gpa, .field_lines_max = options.fields },
@@ -180,6 +183,7 @@ pub const Server = struct {
             .crews = crews,
             .outcome_pipe = outcome_pipe,
         };
+        self.body_limits.streams = &self.streams;
         self.poller = try Poller.init(self, listeners);
         errdefer self.poller.deinit();
         for (crews, 0..) |*crew, index| {
@@ -243,7 +247,8 @@ pub const Server = struct {
         if (self.outcome.cmpxchgStrong(.serving, outcome, .acq_rel, .acquire) != null) return;
         self.scheduler.stop();
         self.poller.reactor.wake();
-        _ = sys.send(self.outcome_pipe[1], "x") catch {};
+        // The end of the stream is readable as well, and takes no memory to say.
+        _ = sys.send(self.outcome_pipe[1], "x") catch sys.shutdown_send(self.outcome_pipe[1]);
     }
 
     pub fn counts(self: *Server) Counts {
