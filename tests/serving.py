@@ -81,11 +81,21 @@ class Server:
         return f"http://127.0.0.1:{self.port}"
 
     def connect(
-        self, bind: str | None = None, *, timeout: float = 10.0, receive_buffer: int = 0
+        self,
+        bind: str | None = None,
+        *,
+        timeout: float = 10.0,
+        receive_buffer: int = 0,
+        source: str = "",
     ) -> Connection:
-        """Open a raw connection to the first listener, or to another one."""
+        """Open a raw connection to the first listener, or to another one.
+
+        `source` is the address that it comes from; on Linux all of 127.0.0.0/8 is there.
+        """
         family, address = address_of(bind or self.binds[0])
-        return Connection(family, address, timeout=timeout, receive_buffer=receive_buffer)
+        return Connection(
+            family, address, timeout=timeout, receive_buffer=receive_buffer, source=source
+        )
 
     def raw(self, data: bytes, *, timeout: float = 10.0, half_close: bool = False) -> bytes:
         """Send data on a new connection and return all that comes until the server closes."""

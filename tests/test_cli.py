@@ -753,6 +753,9 @@ def test_options_of_the_core_are_milliseconds_and_bytes(project: Project) -> Non
         "write_timeout_ms": 30_000,
         "drain_timeout_ms": 30_000,
         "temporary_directory": options["temporary_directory"],
+        "proxy_trusted": "",
+        "proxy_headers": "x-forwarded",
+        "proxy_protocol": False,
     }
     assert os.path.isdir(str(options["temporary_directory"]))
 

@@ -10,6 +10,11 @@ pub const scheduler = @import("scheduler.zig");
 pub const pages = @import("pages.zig");
 pub const fields = @import("fields.zig");
 pub const target = @import("target.zig");
+pub const cidr = @import("cidr.zig");
+pub const forwarded = @import("forwarded.zig");
+pub const proxy_header = @import("proxy_header.zig");
+pub const proxies = @import("proxies.zig");
+pub const notices = @import("notices.zig");
 pub const chunked = @import("chunked.zig");
 pub const request_head = @import("request_head.zig");
 pub const response_head = @import("response_head.zig");
@@ -25,4 +30,5 @@ test {
     @import("std").testing.refAllDecls(@This());
     _ = @import("scheduler_test.zig");
     _ = @import("server_test.zig");
+    _ = @import("proxies_test.zig");
 }

@@ -10,6 +10,8 @@ const sys = @import("sys.zig");
 const pages = @import("pages.zig");
 const chunked = @import("chunked.zig");
 const predictor = @import("predictor.zig");
+const forwarded = @import("forwarded.zig");
+const proxy_header = @import("proxy_header.zig");
 const date_module = @import("date.zig");
 const refusal_module = @import("refusal.zig");
 const request_head = @import("request_head.zig");
@@ -204,6 +206,7 @@ pub const Poller = struct {
     fn proceed(self: *Poller, connection: *Connection, writable: bool, broken: bool) void {
         switch (connection.state) {
             .free, .queued, .running, .closing => {},
+            .reading_proxy_header => if (connection.unread) self.read_proxy_header(connection),
             .reading_head => if (connection.unread) self.read_head(connection),
             .reading_body => if (connection.unread) self.read_body(connection),
             .writing => if (broken) {
@@ -410,7 +413,14 @@ pub const Poller = struct {
         connection.state = .reading_head;
         connection.active_ns = sys.monotonic_ns();
         _ = self.server.connection_count.fetchAdd(1, .monotonic);
-        self.set_deadline(connection, self.server.options.keep_alive_timeout_ms);
+        var patience_ms = self.server.options.keep_alive_timeout_ms;
+        const proxies = &self.server.proxies;
+        connection.trusted = proxies.trusts(&accepted.address);
+        if (connection.trusted and proxies.protocol) {
+            connection.state = .reading_proxy_header;
+            patience_ms = self.server.options.head_timeout_ms;
+        }
+        self.set_deadline(connection, patience_ms);
         self.reactor.register(accepted.fd, connection.token()) catch {
             self.mark_closing(connection);
         };
@@ -436,6 +446,45 @@ pub const Poller = struct {
             if (found == null or connection.active_ns < found.?.active_ns) found = connection;
         }
         return found;
+    }
+
+    // ---- Reading a PROXY header ----------------------------------------------------------------
+
+    fn read_proxy_header(self: *Poller, connection: *Connection) void {
+        const exchange = connection.exchange orelse self.server.pool.acquire() catch {
+            return self.mark_closing(connection);
+        };
+        connection.exchange = exchange;
+        comptime std.debug.assert(proxy_header.bytes_max < exchange_module.buffer_bytes);
+        while (true) {
+            const count = self.receive(connection, exchange.bytes[exchange.received..]) orelse
+                return;
+            exchange.received += @intCast(count);
+            if (count > 0 and self.take_proxy_header(connection, exchange)) return;
+            if (!connection.unread) break;
+        }
+        if (connection.hangup) {
+            self.mark_closing(connection);
+        } else if (exchange.received == 0) {
+            self.server.pool.release(exchange);
+            connection.exchange = null;
+        }
+    }
+
+    /// True when the connection has left the state of reading a PROXY header.
+    fn take_proxy_header(self: *Poller, connection: *Connection, exchange: *Exchange) bool {
+        var parser: proxy_header.Parser = .{};
+        const complete = parser.feed(exchange.bytes[0..exchange.received]) catch {
+            // No answer: who speaks is not known, nor whether it is HTTP.
+            self.server.notify(.proxy_header_missing, &connection.address);
+            self.mark_closing(connection);
+            return true;
+        };
+        if (!complete) return false;
+        self.server.proxies.introduce(connection, parser.source);
+        exchange.request_end = parser.header_bytes;
+        self.next_request(connection);
+        return true;
     }
 
     // ---- Reading a head ------------------------------------------------------------------------
@@ -507,6 +556,10 @@ pub const Poller = struct {
             self.refuse(connection, 501, "connect");
             return true;
         }
+        if (connection.trusted) self.server.proxies.read_claims(exchange) catch |err| {
+            self.refuse(connection, 400, forwarded.reason_of(err));
+            return true;
+        };
         self.begin_body(connection, exchange);
         return true;
     }
@@ -758,6 +811,7 @@ pub const Poller = struct {
 
     fn time_out(self: *Poller, connection: *Connection) void {
         switch (connection.state) {
+            .reading_proxy_header => self.mark_closing(connection),
             .reading_head => if (connection.exchange == null) {
                 self.mark_closing(connection);
             } else {
@@ -791,9 +845,12 @@ pub const Poller = struct {
         for (self.slots.touched()) |*connection| {
             if (connection.fd == sys.no_fd) continue;
             if (connection.turn.load(.acquire) & Turn.worker != 0) continue;
-            if (connection.state != .reading_head) continue;
             // A request that came but was not read yet is answered.
-            self.read_head(connection);
+            switch (connection.state) {
+                .reading_head => self.read_head(connection),
+                .reading_proxy_header => self.read_proxy_header(connection),
+                else => continue,
+            }
             if (self.complete_count == self.complete.len) self.submit();
         }
     }

@@ -16,6 +16,8 @@ const scheduler_module = @import("scheduler.zig");
 const reply_module = @import("reply.zig");
 const exchange_module = @import("exchange.zig");
 const connection_module = @import("connection.zig");
+const proxies_module = @import("proxies.zig");
+const notices_module = @import("notices.zig");
 const Poller = @import("poller.zig").Poller;
 const Suspension = @import("suspension.zig").Suspension;
 const Connection = connection_module.Connection;
@@ -45,6 +47,10 @@ pub const Options = struct {
     drain_timeout_ms: u64 = 30_000,
     /// Where request bodies beyond `body_memory_bytes` go.
     temporary_directory: []const u8 = "/tmp",
+    /// For `Proxies.init`.
+    proxy_trusted: []const u8 = "",
+    proxy_headers: []const u8 = "x-forwarded",
+    proxy_protocol: bool = false,
 
     pub fn head_limits(self: *const Options) request_head.Limits {
         return .{
@@ -116,7 +122,7 @@ pub const Counts = struct {
 /// How long in the queue makes a half-closed connection look abandoned.
 const patience_ns = std.time.ns_per_s;
 
-pub const InitError = error{ OutOfMemory, Unexpected };
+pub const InitError = error{ OutOfMemory, Unexpected } || proxies_module.InitError;
 
 pub const Server = struct {
     pub const Task = Connection;
@@ -130,6 +136,8 @@ pub const Server = struct {
     application: Application,
     scheduler: Scheduler,
     pool: exchange_module.Pool,
+    proxies: proxies_module.Proxies,
+    notices: notices_module.Notices = .{},
     poller: Poller,
     crews: []Crew,
     crews_begun: std.atomic.Value(u32) = .init(0),
@@ -145,7 +153,7 @@ pub const Server = struct {
     /// Responses say that the connection will be closed.
     draining: std.atomic.Value(bool) = .init(false),
     outcome: std.atomic.Value(Outcome) = .init(.serving),
-    /// Its reading end becomes readable with the outcome.
+    /// Its reading end becomes readable with the outcome, and with a notice.
     outcome_pipe: [2]sys.Fd,
     requests: std.atomic.Value(u64) = .init(0),
     /// Requests never begun, since their clients had gone.
@@ -169,6 +177,13 @@ pub const Server = struct {
         errdefer scheduler.deinit(gpa);
         const crews = try gpa.alloc(Crew, scheduler.worker_count());
         errdefer gpa.free(crews);
+        var proxies = try proxies_module.Proxies.init(
+            gpa,
+            options.proxy_trusted,
+            options.proxy_headers,
+            options.proxy_protocol,
+        );
+        errdefer proxies.deinit(gpa);
         const outcome_pipe = try sys.socket_pair();
         errdefer for (outcome_pipe) |fd| sys.close(fd);
         self.* = .{
@@ -179,6 +194,7 @@ pub const Server = struct {
             .application = application,
             .scheduler = scheduler,
             .pool = .{ .gpa = gpa, .field_lines_max = options.fields },
+            .proxies = proxies,
             .poller = undefined,
             .crews = crews,
             .outcome_pipe = outcome_pipe,
@@ -213,6 +229,7 @@ pub const Server = struct {
         self.scheduler.deinit(gpa);
         self.pool.deinit();
         self.drop_resumed();
+        self.proxies.deinit(gpa);
         for (self.crews) |*crew| crew.reply.deinit();
         gpa.free(self.crews);
         for (self.outcome_pipe) |fd| sys.close(fd);
@@ -249,6 +266,15 @@ pub const Server = struct {
         self.poller.reactor.wake();
         // The end of the stream is readable as well, and takes no memory to say.
         _ = sys.send(self.outcome_pipe[1], "x") catch sys.shutdown_send(self.outcome_pipe[1]);
+    }
+
+    /// Leaves word for the operator, once for each kind, and ends `wait` of the main thread for it.
+    pub fn notify(
+        self: *Server,
+        kind: notices_module.Kind,
+        address: *const sys.Address,
+    ) void {
+        if (self.notices.leave(kind, address)) _ = sys.send(self.outcome_pipe[1], "x") catch {};
     }
 
     pub fn counts(self: *Server) Counts {

@@ -158,12 +158,51 @@ pub fn address_text(address: *const Address, storage: *[address_text_bytes_max]u
     return if (text) |pointer| std.mem.span(pointer) else "";
 }
 
+/// Null where there is none: a unix socket, or a client of whom only the address was told.
 pub fn address_port(address: *const Address) ?u16 {
-    return switch (address.any.family) {
+    const port = switch (address.any.family) {
         c.AF.INET => std.mem.bigToNative(u16, address.in4.port),
         c.AF.INET6 => std.mem.bigToNative(u16, address.in6.port),
-        else => null,
+        else => 0,
     };
+    return if (port == 0) null else port;
+}
+
+/// Of a client that has none, or none that anybody tells.
+pub const no_address: Address = std.mem.zeroes(Address);
+
+/// An address of the internet protocols as one of IPv6, IPv4 mapped (RFC 4291 2.5.5.2); null for
+/// any other.
+pub fn address_octets(address: *const Address) ?[16]u8 {
+    switch (address.any.family) {
+        c.AF.INET => {
+            const mapped_prefix: [12]u8 = @as([10]u8, @splat(0)) ++ [2]u8{ 0xff, 0xff };
+            return mapped_prefix ++ std.mem.toBytes(address.in4.addr);
+        },
+        c.AF.INET6 => return address.in6.addr,
+        else => return null,
+    }
+}
+
+/// With a port of 0 where none is known.
+pub fn ipv4_address(octets: [4]u8, port: u16) Address {
+    var address = no_address;
+    address.in4 = .{
+        .port = std.mem.nativeToBig(u16, port),
+        .addr = std.mem.bytesToValue(u32, &octets),
+    };
+    return address;
+}
+
+pub fn ipv6_address(octets: [16]u8, port: u16) Address {
+    var address = no_address;
+    address.in6 = .{
+        .port = std.mem.nativeToBig(u16, port),
+        .flowinfo = 0,
+        .addr = octets,
+        .scope_id = 0,
+    };
+    return address;
 }
 
 extern "c" fn inet_ntop(
