@@ -20,16 +20,17 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_COMMANDS_LATER = ("init", "migrate", "top")
+_COMMANDS_LATER = ("migrate", "top")
 
 # Each has options of its own, so it stands first on the command line.
-_COMMANDS = ("schema",)
+_COMMANDS = ("init", "schema")
 
 # What a shell reports for a program that SIGINT ended.
 _EXIT_INTERRUPTED = 130
 
 _EPILOG = """\
 commands:
+  serve-zig init     write a serve.toml for the application of this folder
   serve-zig schema   print the JSON Schema of serve.toml, for editors
 
 exit status:
@@ -116,6 +117,8 @@ def _run(options: argparse.Namespace) -> int:
 def _run_command(command: str, arguments: list[str]) -> int:
     # Each is imported where it is run: none costs the start of a server anything.
     match command:
+        case "init":
+            from serve_zig.init_command import main as command_main
         case _:
             from serve_zig.json_schema import main as command_main
     return command_main(arguments)
