@@ -20,10 +20,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_COMMANDS_LATER = ("migrate", "top")
+_COMMANDS_LATER = ("top",)
 
 # Each has options of its own, so it stands first on the command line.
-_COMMANDS = ("init", "schema")
+_COMMANDS = ("init", "migrate", "schema")
 
 # What a shell reports for a program that SIGINT ended.
 _EXIT_INTERRUPTED = 130
@@ -31,6 +31,7 @@ _EXIT_INTERRUPTED = 130
 _EPILOG = """\
 commands:
   serve-zig init     write a serve.toml for the application of this folder
+  serve-zig migrate  print the serve.toml for a gunicorn.conf.py, uwsgi.ini or command
   serve-zig schema   print the JSON Schema of serve.toml, for editors
 
 exit status:
@@ -119,6 +120,8 @@ def _run_command(command: str, arguments: list[str]) -> int:
     match command:
         case "init":
             from serve_zig.init_command import main as command_main
+        case "migrate":
+            from serve_zig.migrate_command import main as command_main
         case _:
             from serve_zig.json_schema import main as command_main
     return command_main(arguments)
