@@ -17,8 +17,10 @@ from serve_zig.errors import ConfigError
 from serve_zig.gunicorn_file import Function
 from serve_zig.gunicorn_settings import EXPLAINED, OPTIONS
 from serve_zig.migration import Document, Template, Unknown, address
-from serve_zig.schema import KEYS_BY_PATH
+from serve_zig.schema import KEYS_BY_PATH, TABLES
 from serving import Servers
+
+REPOSITORY = Path(__file__).resolve().parent.parent
 
 # What each variable of the tests' configs holds.
 ENVIRONMENT = {"PORT": "8001", "HOST": "127.0.0.1", "N": "3", "LEVEL": "error", "NAME": "hello"}
@@ -699,3 +701,21 @@ def test_document_keeps_what_the_server_would_refuse_out(folder: Folder) -> None
     assert "concurrency.threads = 5000: serve-zig takes no such value; found the" in notes(text)
     assert text.count("# why") == 1
     folder.load(text)
+
+
+# docs/MIGRATING.md.
+
+
+def test_guide_names_every_setting_of_gunicorn() -> None:
+    guide = (REPOSITORY / "docs" / "MIGRATING.md").read_text("utf-8")
+    section = guide.partition("## From gunicorn")[2].partition("\n## ")[0]
+    named = set(re.findall(r"`(\w+)`", section))
+    assert set(OPTIONS) - named == set()
+
+
+def test_guide_names_keys_that_exist() -> None:
+    guide = (REPOSITORY / "docs" / "MIGRATING.md").read_text("utf-8")
+    tables = "|".join(TABLES)
+    named = set(re.findall(rf"`((?:{tables})\.\w+)`", guide))
+    assert len(named) > 30
+    assert named - set(KEYS_BY_PATH) == set()
