@@ -87,7 +87,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="load the config and import the application, print the resolved config, exit",
     )
-    parser.add_argument("--reload", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--reload",
+        action="store_true",
+        help="development: restart the server when a source file changes",
+    )
     parser.add_argument(
         "--version", action="store_true", help="print the versions of serve-zig, Python and Zig"
     )
@@ -104,8 +108,10 @@ def _run(options: argparse.Namespace) -> int:
         return _print_version()
     if options.command:
         raise _unknown_command(options.command[0])
-    if options.reload:
-        raise ConfigError("--reload is not available yet; leave it out")
+    if options.reload and not options.check:
+        from serve_zig.reload import supervise
+
+        return supervise(options.config, options.overrides)
     config = load_config(options.config, options.overrides)
     if options.check:
         return _check(config)

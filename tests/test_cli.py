@@ -200,7 +200,7 @@ def test_package_has_no_other_attributes() -> None:
 def test_help_names_options_and_exit_statuses(project: Project) -> None:
     done = project.run("--help")
     assert done.returncode == 0
-    for text in ("--config", "--set", "--check", "--version", "exit status:", "4  the drain"):
+    for text in ("--config", "--set", "--check", "--reload", "--version", "exit status:", "4  the drain"):
         assert text in done.stdout
     for text in ("commands:", "serve-zig init", "serve-zig migrate", "serve-zig schema"):
         assert text in done.stdout
@@ -211,11 +211,6 @@ def test_command_that_is_not_available_yet(project: Project, command: str) -> No
     (line,) = fails(project.run(*command.split()), 2)
     name = command.split()[0]
     assert line == f"serve-zig: error: the command {name} is not available yet; leave it out"
-
-
-def test_reload_is_not_available_yet(project: Project) -> None:
-    (line,) = fails(project.run("--reload"), 2)
-    assert line == "serve-zig: error: --reload is not available yet; leave it out"
 
 
 @pytest.mark.parametrize(
