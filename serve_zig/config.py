@@ -74,6 +74,10 @@ class Config:
         assert isinstance(value, list), path
         return value
 
+    def value(self, path: str) -> Value:
+        """Return the value of a key, whatever its type."""
+        return self._values[path]
+
     def place(self, path: str) -> str:
         """Return where the key stands, and the key, as messages begin with it."""
         return f"{_place(self.file, self._text, path, path in self._overridden)}: {path}"

@@ -40,7 +40,7 @@ const listener_bit: u64 = 1 << 63;
 const watch_bit: u64 = 1 << 62;
 /// How long a client that has closed its sending side may still wait for a response that is
 /// suspended: it may have left, and nothing will be sent that could show it.
-const patience_ms = 1000;
+const half_closed_ms = 1000;
 
 const Listener = struct {
     fd: sys.Fd,
@@ -283,7 +283,7 @@ pub const Poller = struct {
     }
 
     fn limit_suspension(self: *Poller, connection: *Connection) void {
-        connection.deadline_ms = @min(connection.deadline_ms, self.now_ms + patience_ms);
+        connection.deadline_ms = @min(connection.deadline_ms, self.now_ms + half_closed_ms);
         self.deadlines.ensure(connection.index, connection.deadline_ms);
     }
 
