@@ -102,6 +102,11 @@ pub const Connection = struct {
         return seen & (Turn.hangup | Turn.broken) != 0 or sys.has_ended(self.fd);
     }
 
+    /// Who has sent the request, for logs.
+    pub fn client(self: *const Connection) *const sys.Address {
+        return &self.address;
+    }
+
     /// Whether what the client says of others (forwarded fields, ids, times) is believed.
     pub fn is_trusted(_: *const Connection) bool {
         return false;

@@ -60,7 +60,29 @@ pub const Exchange = struct {
         return &self.id_text;
     }
 
-    /// The same for whoever only keeps the owner from changing it. Returns the length.
+    /// Takes over what a trusted proxy says of the request whose head is complete: its id, and how
+    /// long it has waited.
+    pub fn believe(self: *Exchange, now_ms: u64) void {
+        for (self.head.lines()) |line| switch (line.known) {
+            .x_request_id => if (request_ids.is_acceptable(line.value.of(self.bytes))) {
+                self.record.given_id = line.value;
+            },
+            .x_request_start, .x_queue_start => {
+                const now_ns = now_ms * std.time.ns_per_ms;
+                const waited_ns = request_ids.waited_ns(line.value.of(self.bytes), now_ns);
+                self.record.waited_before_ns = @max(self.record.waited_before_ns, waited_ns);
+            },
+            else => {},
+        };
+    }
+
+    /// Of this request so far, transfer coding undone.
+    pub fn bytes_received(self: *const Exchange) u64 {
+        if (self.head.head_bytes == 0) return self.received;
+        return self.head.head_bytes + self.body.length;
+    }
+
+    /// The id for whoever only keeps the owner from changing it. Returns the length.
     pub fn copy_request_id(self: *const Exchange, to: *[request_ids.given_bytes_max]u8) usize {
         const given = self.record.given_id.of(self.bytes);
         if (given.len > 0) {
@@ -315,6 +337,39 @@ test "a buffer grows with its bytes and is its old self in the pool" {
     try testing.expectEqual(exchange, again);
     try testing.expectEqual(buffer_bytes, again.bytes.len);
     try testing.expectEqual(1, pool.made);
+}
+
+test "an exchange takes over what a trusted proxy says" {
+    var pool: Pool = .{ .gpa = testing.allocator, .field_lines_max = 8 };
+    defer pool.deinit();
+    const exchange = try pool.acquire();
+    defer pool.release(exchange);
+    const cases = [_]struct { []const u8, []const u8, u64 }{
+        .{ "X-Request-Id: abc-1\r\nX-Request-Start: t=1000.5\r\n", "abc-1", 500_000_000 },
+        .{ "X-Queue-Start: 1000750\r\nX-Request-Id: a\"b\r\n", "0" ** 31 ++ "7", 0 },
+        .{ "X-Queue-Start: 1000.9\r\nX-Request-Start: 1000.2\r\n", "0" ** 31 ++ "7", 800_000_000 },
+        .{ "", "0" ** 31 ++ "7", 0 },
+    };
+    for (cases) |case| {
+        var storage: [200]u8 = undefined;
+        const text = "GET / HTTP/1.1\r\nHost: a\r\n{s}\r\n";
+        const request = try std.fmt.bufPrint(&storage, text, .{case[0]});
+        @memcpy(exchange.bytes[0..request.len], request);
+        exchange.received = @intCast(request.len);
+        exchange.head.reset();
+        exchange.record.begin(1, 7);
+        try testing.expect(try exchange.head.parse(exchange.bytes[0..request.len], .{
+            .request_line_bytes_max = 100,
+            .head_bytes_max = 200,
+            .field_lines_max = 8,
+        }));
+        exchange.believe(1_001_000);
+        try testing.expectEqualStrings(case[1], exchange.request_id());
+        var copy: [request_ids.given_bytes_max]u8 = undefined;
+        const length = exchange.copy_request_id(&copy);
+        try testing.expectEqualStrings(case[1], copy[0..length]);
+        try testing.expectEqual(case[2], exchange.record.waited_before_ns);
+    }
 }
 
 test "output grows, moves up and frees itself" {

@@ -55,7 +55,7 @@ pub const RequestInfo = struct {
         const head = &exchange.head;
         self.method.set(head.method.of(exchange.bytes));
         self.target.set(head.target.of(exchange.bytes));
-        self.set_client(&connection.address);
+        self.set_client(connection.client());
         self.request_id.len = exchange.copy_request_id(&self.request_id.bytes);
         self.age_ns = now_ns -| exchange.record.timing.began_ns;
         self.thread = exchange.record.thread;
@@ -102,7 +102,7 @@ pub const Current = struct {
             .line = @intCast(line_end - line_start),
             .id = @intCast(id.len),
         }), .release);
-        store_words(&self.address, std.mem.asBytes(&connection.address));
+        store_words(&self.address, std.mem.asBytes(connection.client()));
         store_words(&self.line, exchange.bytes[line_start..line_end]);
         store_words(&self.id, id);
         self.phase.store(.app, .release);

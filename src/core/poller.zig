@@ -101,7 +101,7 @@ pub const Poller = struct {
             .listeners = own,
             .head_limits = server.options.head_limits(),
             .now_ms = sys.monotonic_ms(),
-            .lane = .{ .shard = server.metrics.poller_shard() },
+            .lane = .{ .shard = server.metrics.poller_shard(), .line = server.line_of(0) },
             .scratch = scratch,
         };
     }
@@ -423,6 +423,7 @@ pub const Poller = struct {
             return true;
         };
         if (!complete) return false;
+        if (connection.is_trusted()) exchange.believe(sys.realtime_ms());
         if (exchange.head.target_form == .authority_form) {
             // CONNECT: there is no tunnel here, and a 2xx from an application would promise one.
             self.refuse(connection, 501, "connect");

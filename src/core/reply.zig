@@ -13,6 +13,8 @@ const date_module = @import("date.zig");
 const response_head = @import("response_head.zig");
 const body_module = @import("body.zig");
 const Connection = @import("connection.zig").Connection;
+const access_log = @import("access_log.zig");
+const log_text = @import("log_text.zig");
 const Counter = @import("metrics.zig").Counter;
 const Phase = @import("timing.zig").Phase;
 const exchange_module = @import("exchange.zig");
@@ -26,6 +28,8 @@ pub const Limits = struct {
     memory_bytes_max: usize,
     /// Without progress.
     timeout_ms: u64,
+    /// Whether the head says where the time went (W3C Server Timing).
+    server_timing: bool = false,
 };
 
 pub const WriteError = error{
@@ -263,6 +267,8 @@ pub const Reply = struct {
         self.exchange.body.continue_due = false;
         // Decided here and not when the request came: the client must not use what is about to go.
         if (self.draining.load(.acquire)) self.progress.must_close = true;
+        try self.head.add_request_id(self.exchange.request_id());
+        if (self.limits.server_timing) try self.add_server_timing();
         const head = try self.head.finish(
             self.progress.framing,
             self.persistence(),
@@ -277,6 +283,15 @@ pub const Reply = struct {
         const piece = if (too_long) first[0..@intCast(self.progress.remaining)] else first;
         if (too_long) self.cut();
         return self.send_first(head, piece);
+    }
+
+    fn add_server_timing(self: *Reply) WriteError!void {
+        const timing = &self.exchange.record.timing;
+        timing.pass(.app, sys.monotonic_ns());
+        var storage: [access_log.server_timing_bytes_max]u8 = undefined;
+        var line: log_text.Line = .{ .buffer = &storage };
+        access_log.put_server_timing(&line, timing);
+        return self.head.add("Server-Timing", line.written());
     }
 
     fn persistence(self: *const Reply) response_head.Persistence {

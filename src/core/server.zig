@@ -16,6 +16,10 @@ const request_head = @import("request_head.zig");
 const scheduler_module = @import("scheduler.zig");
 const reply_module = @import("reply.zig");
 const exchange_module = @import("exchange.zig");
+const pages = @import("pages.zig");
+const access_log = @import("access_log.zig");
+const log_text = @import("log_text.zig");
+const log_writer = @import("log_writer.zig");
 const in_flight = @import("in_flight.zig");
 const metrics_module = @import("metrics.zig");
 const observer = @import("observer.zig");
@@ -53,6 +57,18 @@ pub const Options = struct {
     temporary_directory: []const u8 = "/tmp",
     /// For the metrics.
     python_version: []const u8 = "",
+    /// "stdout", "stderr" or a path; empty for none.
+    access_log: []const u8 = "",
+    /// Paths that are not in it when answered below 400, one a line.
+    access_exclude: []const u8 = "",
+    /// Lines are JSON, else text.
+    log_json: bool = false,
+    /// 0 for errors alone, 1 with warnings, 2 with all.
+    log_level: u8 = 0,
+    /// Requests that take longer are logged with their phases; 0 for none.
+    slow_request_ms: u64 = 0,
+    /// Answers have a Server-Timing field.
+    server_timing: bool = false,
 
     pub fn head_limits(self: *const Options) request_head.Limits {
         return .{
@@ -75,7 +91,29 @@ pub const Options = struct {
         return .{
             .memory_bytes_max = @intCast(self.response_memory_bytes),
             .timeout_ms = self.write_timeout_ms,
+            .server_timing = self.server_timing,
         };
+    }
+
+    fn log_options(self: *const Options) log_writer.Options {
+        return .{ .access = self.access_log, .quoting = self.quoting() };
+    }
+
+    fn rules(self: *const Options) observer.Rules {
+        return .{
+            .access = self.access_log.len > 0,
+            .quoting = self.quoting(),
+            .level = @enumFromInt(@min(self.log_level, @intFromEnum(log_text.Level.info))),
+            .excluded_paths = self.access_exclude,
+            .slow_ns = if (self.slow_request_ms == 0)
+                std.math.maxInt(u64)
+            else
+                self.slow_request_ms *| std.time.ns_per_ms,
+        };
+    }
+
+    fn quoting(self: *const Options) log_text.Quoting {
+        return if (self.log_json) .json else .text;
     }
 };
 
@@ -148,7 +186,7 @@ pub const Counts = struct {
 /// How long in the queue makes a half-closed connection look abandoned.
 const patience_ns = std.time.ns_per_s;
 
-pub const InitError = error{ OutOfMemory, Unexpected };
+pub const InitError = error{ OutOfMemory, CannotOpen, Unexpected };
 
 pub const Server = struct {
     pub const Task = Connection;
@@ -176,6 +214,10 @@ pub const Server = struct {
     /// Its reading end becomes readable with the outcome.
     outcome_pipe: [2]sys.Fd,
     metrics: metrics_module.Metrics,
+    log: log_writer.LogWriter,
+    rules: observer.Rules,
+    /// Room for a line, for the poller and each worker.
+    lines: []u8,
     /// Answers that clients have not taken yet.
     sending: in_flight.Sending = .{},
     /// Clients that were refused and have not gone yet; the poller writes.
@@ -205,6 +247,8 @@ pub const Server = struct {
         errdefer gpa.free(crews);
         var metrics = try metrics_module.Metrics.init(crews.len);
         errdefer metrics.deinit();
+        const lines = try pages.alloc(u8, (crews.len + 1) * access_log.line_bytes_max);
+        errdefer pages.free(lines);
         const outcome_pipe = try sys.socket_pair();
         errdefer for (outcome_pipe) |fd| sys.close(fd);
         self.* = .{
@@ -222,8 +266,13 @@ pub const Server = struct {
             .crews = crews,
             .outcome_pipe = outcome_pipe,
             .metrics = metrics,
+            .log = undefined,
+            .rules = options.rules(),
+            .lines = lines,
             .start_time_seconds = sys.realtime_seconds(),
         };
+        try self.log.init(gpa, options.log_options());
+        errdefer self.log.deinit();
         self.poller = try Poller.init(self, listeners);
         errdefer self.poller.deinit();
         for (crews, 0..) |*crew, index| {
@@ -231,7 +280,10 @@ pub const Server = struct {
                 .worker = .{ .index = @intCast(index) },
                 .server = self,
                 .reply = undefined,
-                .lane = .{ .shard = metrics.worker_shard(index) },
+                .lane = .{
+                    .shard = metrics.worker_shard(index),
+                    .line = self.line_of(index + 1),
+                },
             };
             crew.reply = .init(
                 gpa,
@@ -241,8 +293,15 @@ pub const Server = struct {
             );
             crew.reply.watch(&crew.lane.shard.bytes_sent, &crew.current.phase);
         }
+        self.log.start() catch return error.Unexpected;
         self.scheduler.start() catch return error.Unexpected;
         return self;
+    }
+
+    /// The room for a log line of the poller (0) or of the worker before this number.
+    pub fn line_of(self: *const Server, number: usize) []u8 {
+        const size = access_log.line_bytes_max;
+        return self.lines[number * size ..][0..size];
     }
 
     /// After every worker has returned.
@@ -256,7 +315,9 @@ pub const Server = struct {
         for (self.crews) |*crew| crew.reply.deinit();
         gpa.free(self.crews);
         for (self.outcome_pipe) |fd| sys.close(fd);
+        self.log.deinit();
         self.metrics.deinit();
+        pages.free(self.lines);
         gpa.destroy(self);
     }
 
@@ -326,6 +387,7 @@ pub const Server = struct {
             .saturation = @as(f64, @floatFromInt(busy)) /
                 @as(f64, @floatFromInt(self.options.threads)),
             .draining = self.draining.load(.acquire),
+            .log_lines_dropped = self.log.dropped.load(.monotonic),
             .start_time_seconds = self.start_time_seconds,
             .version = @import("build_options").version,
             .python = self.options.python_version,
@@ -552,6 +614,7 @@ pub const Server = struct {
         var own = refusal;
         if (connection.exchange) |exchange| {
             own.without_body = exchange.is_head_request();
+            own.request_id = exchange.request_id();
             exchange.record.status = refusal.status;
             exchange.record.reason = reasons.of(refusal.reason);
         }

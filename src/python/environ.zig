@@ -124,8 +124,6 @@ pub const Environs = struct {
     address: Cached = .{},
     other: []OtherKey,
     remotes: []Remote,
-    request_number: u64 = 0,
-    id_text: [32]u8,
 
     pub fn init(
         names: *const Names,
@@ -137,14 +135,7 @@ pub const Environs = struct {
             .bases = bases,
             .other = try core.pages.alloc(OtherKey, other_keys),
             .remotes = try core.pages.alloc(Remote, connections),
-            .id_text = random_id_text(),
         };
-    }
-
-    fn random_id_text() [32]u8 {
-        var random: [16]u8 = undefined;
-        std.crypto.random.bytes(&random);
-        return std.fmt.bytesToHex(random, .lower);
     }
 
     /// A template for a worker's requests at a listener.
@@ -179,8 +170,9 @@ pub const Environs = struct {
         errdefer capi.drop(environ);
         if (longer) try self.put_other_fields(environ, crew.exchange);
         if (input) |stream| try put(environ, keys.@"wsgi.input", capi.new(&stream.head));
-        try put(environ, keys.@"serve_zig.request_id", try self.request_id());
-        const queued: f64 = @floatFromInt(crew.worker.queued_ns);
+        const id = try capi.latin1(crew.exchange.request_id());
+        try put(environ, keys.@"serve_zig.request_id", id);
+        const queued: f64 = @floatFromInt(crew.exchange.record.waited_ns());
         const seconds = try capi.owned(capi.PyFloat_FromDouble(queued / std.time.ns_per_s));
         try put(environ, keys.@"serve_zig.queue_seconds", seconds);
         return environ;
@@ -230,18 +222,6 @@ pub const Environs = struct {
         };
         defer gpa.free(decoded);
         return capi.latin1(core.target.percent_decode(decoded, path));
-    }
-
-    /// 16 digits that tell processes apart and 16 that count the requests of this one.
-    fn request_id(self: *Environs) capi.Error!*Object {
-        self.request_number += 1;
-        var number = self.request_number;
-        var place: usize = self.id_text.len;
-        while (place > self.id_text.len / 2) : (number >>= 4) {
-            place -= 1;
-            self.id_text[place] = std.fmt.digitToChar(@intCast(number & 15), .lower);
-        }
-        return capi.latin1(&self.id_text);
     }
 
     fn set_remote(
