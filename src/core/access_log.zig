@@ -83,7 +83,7 @@ pub fn put_combined(
     stamp.put_common(line, now_ms);
     line.put("] \"");
     if (request.method.len > 0) {
-        line.put_escaped(request.method, .text, method_bytes_max);
+        put_method(line, request.method);
         line.put(" ");
         line.put_escaped(request.target, .text, target_bytes_max);
         line.put(" ");
@@ -96,9 +96,11 @@ pub fn put_combined(
     line.put(" ");
     line.put_number(record.bytes_sent -| record.head_bytes_sent);
     for ([_]?[]const u8{ found.referer, found.user_agent }) |text| {
-        line.put(" \"");
-        line.put_escaped(text orelse "-", .text, field_bytes_max);
-        line.put("\"");
+        if (text) |value| {
+            line.put(" \"");
+            line.put_escaped(value, .text, field_bytes_max);
+            line.put("\"");
+        } else line.put(" \"-\"");
     }
     line.put(" ");
     line.put(exchange.request_id());
@@ -126,13 +128,17 @@ fn put_json_fields(line: *Line, connection: *const Connection, exchange: *Exchan
     const found = Fields.of(exchange);
     line.put("\"client\":\"");
     line.put_address(connection.client());
-    line.put("\",\"method\":");
-    put_json_text(line, or_null(request.method), method_bytes_max);
-    line.put(",\"target\":");
-    put_json_text(line, or_null(request.target), target_bytes_max);
-    line.put(",\"protocol\":");
-    put_json_text(line, or_null(request.protocol), request.protocol.len);
-    line.put(",\"status\":");
+    if (request.method.len > 0) {
+        line.put("\",\"method\":\"");
+        put_method(line, request.method);
+        line.put("\",\"target\":\"");
+        line.put_escaped(request.target, .json, target_bytes_max);
+        line.put("\",\"protocol\":\"");
+        line.put(request.protocol);
+        line.put("\",\"status\":");
+    } else {
+        line.put("\",\"method\":null,\"target\":null,\"protocol\":null,\"status\":");
+    }
     line.put_number(record.status);
     line.put(",\"bytes_received\":");
     line.put_number(exchange.bytes_received());
@@ -156,8 +162,9 @@ fn put_json_fields(line: *Line, connection: *const Connection, exchange: *Exchan
     put_json_text(line, found.user_agent, field_bytes_max);
 }
 
-fn or_null(text: []const u8) ?[]const u8 {
-    return if (text.len > 0) text else null;
+/// A token, which has nothing to escape (RFC 9110 9.1).
+fn put_method(line: *Line, method: []const u8) void {
+    line.put(method[0..@min(method.len, method_bytes_max)]);
 }
 
 fn put_json_text(line: *Line, text: ?[]const u8, bytes_max: usize) void {
@@ -237,7 +244,7 @@ fn end_request_record(
             const request = RequestLine.of(exchange);
             line.put("; ");
             if (request.method.len > 0) {
-                line.put_escaped(request.method, .text, method_bytes_max);
+                put_method(line, request.method);
                 line.put(" \"");
                 line.put_escaped(request.target, .text, target_bytes_max);
                 line.put("\" ");

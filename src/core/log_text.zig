@@ -8,7 +8,6 @@
 
 const std = @import("std");
 const sys = @import("sys.zig");
-const response_head = @import("response_head.zig");
 const date_module = @import("date.zig");
 
 pub const Quoting = enum { text, json };
@@ -32,23 +31,42 @@ pub const Line = struct {
         self.len += bytes.len;
     }
 
+    // Numbers are most of a line: they are written in place, two digits at once.
+
     pub fn put_number(self: *Line, number: u64) void {
-        var digits: [20]u8 = undefined;
-        var left: []u8 = &digits;
-        response_head.put_number(&left, number);
-        self.put(digits[0 .. digits.len - left.len]);
+        const room = self.rest();
+        if (room.len < digits_max) return;
+        if (number < 10) {
+            room[0] = '0' + @as(u8, @intCast(number));
+            self.len += 1;
+        } else if (number < 1000) {
+            // Octets of addresses, statuses, most sizes.
+            const hundreds: u8 = @intCast(number / 100);
+            const skipped: usize = @intFromBool(hundreds == 0);
+            room[0] = '0' + hundreds;
+            room[1 - skipped ..][0..2].* = pairs[@intCast(number % 100)];
+            self.len += 3 - skipped;
+        } else {
+            var count: usize = 4;
+            var bound: u64 = 10_000;
+            while (number >= bound and count < digits_max) : (count += 1) bound *|= 10;
+            put_digits(room[0..count], number);
+            self.len += count;
+        }
     }
 
     /// Seconds with six decimals.
     pub fn put_seconds(self: *Line, time_ns: u64) void {
         const time_us = time_ns / std.time.ns_per_us;
-        var digits: [27]u8 = undefined;
-        var left: []u8 = &digits;
-        response_head.put_number(&left, time_us / std.time.us_per_s);
-        const end = digits.len - left.len + 7;
-        digits[end - 7] = '.';
-        put_digits(digits[end - 6 ..][0..6], time_us % std.time.us_per_s);
-        self.put(digits[0..end]);
+        self.put_number(time_us / std.time.us_per_s);
+        const room = self.rest();
+        if (room.len < 7) return;
+        room[0] = '.';
+        const decimals: u32 = @intCast(time_us % std.time.us_per_s);
+        room[1..3].* = pairs[decimals / 10_000];
+        room[3..5].* = pairs[decimals / 100 % 100];
+        room[5..7].* = pairs[decimals % 100];
+        self.len += 7;
     }
 
     /// Milliseconds with three decimals.
@@ -62,7 +80,9 @@ pub const Line = struct {
     /// What comes from outside, without the quotes round it; cut at `bytes_max` of its own bytes.
     pub fn put_escaped(self: *Line, text: []const u8, quoting: Quoting, bytes_max: usize) void {
         const shown = text[0..@min(text.len, bytes_max)];
-        var start: usize = 0;
+        var start = find_special(shown, 0);
+        self.put(shown[0..start]);
+        if (start == text.len) return;
         while (start < shown.len) {
             const end = find_special(shown, start);
             self.put(shown[start..end]);
@@ -87,13 +107,11 @@ pub const Line = struct {
     /// The address of a client; "unix:" for one that has none, as other servers have it.
     pub fn put_address(self: *Line, address: *const sys.Address) void {
         if (sys.address_bytes4(address)) |bytes| {
-            var text: [15]u8 = undefined;
-            var left: []u8 = &text;
             for (bytes, 0..) |byte, index| {
-                if (index > 0) response_head.put(&left, ".");
-                response_head.put_number(&left, byte);
+                if (index > 0) self.put(".");
+                self.put_number(byte);
             }
-            return self.put(text[0 .. text.len - left.len]);
+            return;
         }
         var storage: [sys.address_text_bytes_max]u8 = undefined;
         const text = sys.address_text(address, &storage);
@@ -101,13 +119,23 @@ pub const Line = struct {
     }
 };
 
+const digits_max = 20;
+
+const pairs: [100][2]u8 = blk: {
+    var table: [100][2]u8 = undefined;
+    for (&table, 0..) |*pair, number| pair.* = .{ '0' + number / 10, '0' + number % 10 };
+    break :blk table;
+};
+
+/// The last digits of `number`, as many as there is room for.
 fn put_digits(digits: []u8, number: u64) void {
     var value = number;
     var place = digits.len;
-    while (place > 0) : (value /= 10) {
-        place -= 1;
-        digits[place] = '0' + @as(u8, @intCast(value % 10));
+    while (place >= 2) : (value /= 100) {
+        place -= 2;
+        digits[place..][0..2].* = pairs[@intCast(value % 100)];
     }
+    if (place == 1) digits[0] = '0' + @as(u8, @intCast(value % 10));
 }
 
 const block_len = 16;
@@ -269,6 +297,20 @@ test "log text: times" {
     try testing.expectEqualStrings("18446744073.709551", line.written());
 }
 
+test "log text: numbers" {
+    var buffer: [64]u8 = undefined;
+    var number: u64 = 0;
+    while (number < std.math.maxInt(u64) / 20) : (number += number / 9 + 1) {
+        for ([_]u64{ number, number * 10, std.math.maxInt(u64) - number }) |value| {
+            var line: Line = .{ .buffer = &buffer };
+            line.put_number(value);
+            var storage: [20]u8 = undefined;
+            const expected = try std.fmt.bufPrint(&storage, "{d}", .{value});
+            try testing.expectEqualStrings(expected, line.written());
+        }
+    }
+}
+
 test "log text: the time of a line in both formats" {
     var stamp: Stamp = .{};
     var buffer: [100]u8 = undefined;
@@ -314,5 +356,6 @@ test "log text: what does not fit is left out" {
     line.put("defg");
     line.put_number(12);
     line.put("x");
-    try testing.expectEqualStrings("abc12", line.written());
+    // A number wants room for any.
+    try testing.expectEqualStrings("abcx", line.written());
 }
