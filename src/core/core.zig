@@ -26,6 +26,7 @@ pub const body = @import("body.zig");
 pub const reply = @import("reply.zig");
 pub const exchange = @import("exchange.zig");
 pub const connection = @import("connection.zig");
+pub const suspension = @import("suspension.zig");
 pub const poller = @import("poller.zig");
 pub const server = @import("server.zig");
 

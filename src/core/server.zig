@@ -27,6 +27,7 @@ const reasons = @import("reasons.zig");
 const request_ids = @import("request_id.zig");
 const connection_module = @import("connection.zig");
 const Poller = @import("poller.zig").Poller;
+const Suspension = @import("suspension.zig").Suspension;
 const Connection = connection_module.Connection;
 const Exchange = exchange_module.Exchange;
 const Reply = reply_module.Reply;
@@ -203,6 +204,8 @@ pub const Server = struct {
     crews_begun: std.atomic.Value(u32) = .init(0),
     /// Connections that workers give back to the poller, newest first.
     handed_back: std.atomic.Value(?*Connection) = .init(null),
+    /// Suspensions that the application resumed, newest first; a reference each.
+    resumed: std.atomic.Value(?*Suspension) = .init(null),
     /// The poller waits, or is about to, and must be woken for a connection handed back.
     waiting: std.atomic.Value(bool) = .init(false),
     drain_requested: std.atomic.Value(bool) = .init(false),
@@ -222,6 +225,8 @@ pub const Server = struct {
     sending: in_flight.Sending = .{},
     /// Clients that were refused and have not gone yet; the poller writes.
     lingering: metrics_module.Counter = .{},
+    /// Responses that wait for an event of the application; the poller writes.
+    suspended: metrics_module.Counter = .{},
     start_time_seconds: u64,
     requests: std.atomic.Value(u64) = .init(0),
     /// Requests never begun, since their clients had gone.
@@ -292,6 +297,7 @@ pub const Server = struct {
                 &self.draining,
             );
             crew.reply.watch(&crew.lane.shard.bytes_sent, &crew.current.phase);
+            crew.reply.pusher = .{ .context = self, .wake = wake_pusher };
         }
         self.log.start() catch return error.Unexpected;
         self.scheduler.start() catch return error.Unexpected;
@@ -312,6 +318,7 @@ pub const Server = struct {
         self.poller.deinit();
         self.scheduler.deinit(gpa);
         self.pool.deinit();
+        self.drop_resumed();
         for (self.crews) |*crew| crew.reply.deinit();
         gpa.free(self.crews);
         for (self.outcome_pipe) |fd| sys.close(fd);
@@ -377,6 +384,7 @@ pub const Server = struct {
         const in_use = self.pool.count_in_use();
         const total = self.connection_count.load(.monotonic);
         const lingering = self.lingering.get();
+        const suspended = self.suspended.get();
         const busy = scheduled.running + scheduled.ready;
         var found: metrics_module.Gauges = .{
             .queue_depth = scheduled.ready,
@@ -399,7 +407,8 @@ pub const Server = struct {
             .reading = in_use -| busy -| sending,
             .queued = scheduled.ready,
             .running = scheduled.running,
-            .writing = sending,
+            .writing = sending -| suspended,
+            .suspended = suspended,
             .lingering = lingering,
         });
         found.threads = .init(.{
@@ -442,6 +451,27 @@ pub const Server = struct {
         }
     };
 
+    /// Lets a suspended response go on. Any thread, any time, even after the request has ended.
+    pub fn resume_suspended(self: *Server, suspension: *Suspension) void {
+        if (!suspension.begin_resume()) return;
+        _ = suspension.retain();
+        var first = self.resumed.load(.monotonic);
+        while (true) {
+            suspension.next = first;
+            const seen = self.resumed.cmpxchgWeak(first, suspension, .seq_cst, .monotonic);
+            first = seen orelse break;
+        }
+        self.wake_waiting_poller();
+    }
+
+    fn drop_resumed(self: *Server) void {
+        var first = self.resumed.swap(null, .acquire);
+        while (first) |suspension| {
+            first = suspension.next;
+            suspension.release(self.gpa);
+        }
+    }
+
     // ---- The scheduler's host ------------------------------------------------------------------
 
     pub fn attach(self: *Server, worker: *Worker) void {
@@ -455,8 +485,24 @@ pub const Server = struct {
         crew.thread_state = self.application.interlude.leave();
     }
 
-    pub fn poll(self: *Server, _: *Worker) void {
-        self.poller.poll();
+    pub fn poll(self: *Server, _: *Worker, may_wait: bool) void {
+        self.poller.poll(may_wait);
+    }
+
+    fn wake_pusher(context: *anyopaque) void {
+        const self: *Server = @ptrCast(@alignCast(context));
+        self.scheduler.wake_monitor();
+    }
+
+    /// The monitor's: sends what responses in progress hold back. Whether there was any.
+    pub fn on_tick(self: *Server) bool {
+        var found = false;
+        for (self.crews) |*crew| {
+            if (crew.reply.held.load(.seq_cst) == sys.no_fd) continue;
+            found = true;
+            crew.reply.push();
+        }
+        return found;
     }
 
     pub fn wake_poller(self: *Server) void {
@@ -550,7 +596,7 @@ pub const Server = struct {
         const is_sent = exchange.output.is_empty();
         if (is_sent) observer.finish(self, &crew.lane, connection);
         if (!is_sent) {
-            self.sending.add(connection);
+            self.sending.add(connection, .write);
             connection.state = .writing;
             connection.deadline_ms = sys.monotonic_ms() + self.options.write_timeout_ms;
         } else if (after == .keep and !exchange.has_more() and !connection.unread) {
@@ -569,7 +615,9 @@ pub const Server = struct {
     fn release_parked(self: *Server, connection: *Connection) void {
         connection.state = .writing;
         connection.after = .proceed;
-        self.sending.add(connection);
+        self.sending.add(connection, .write);
+        // Only the poller can begin a wait that may be shorter than the heap's entry.
+        if (connection.exchange.?.suspension != null) return self.hand_back(connection);
         connection.deadline_ms = sys.monotonic_ms() + self.options.write_timeout_ms;
         self.give_up_turn(connection);
     }
@@ -594,8 +642,12 @@ pub const Server = struct {
             const seen = self.handed_back.cmpxchgWeak(first, connection, .seq_cst, .monotonic);
             first = seen orelse break;
         }
-        // The poller sets `waiting` and then looks at the list; this is the other order, so one of
-        // the two sees the other's write.
+        self.wake_waiting_poller();
+    }
+
+    /// After putting something on a list of the poller's. The poller sets `waiting` and then looks
+    /// at the lists; this is the other order, so one of the two sees the other's write.
+    fn wake_waiting_poller(self: *Server) void {
         if (self.waiting.load(.seq_cst) and self.waiting.swap(false, .seq_cst)) {
             self.poller.reactor.wake();
         }
@@ -642,7 +694,7 @@ pub const Server = struct {
         lane.shard.bytes_sent.add(sent);
         exchange.record.head_bytes_sent += std.mem.indexOf(u8, text, "\r\n\r\n").? + 4;
         if (sent == text.len) return;
-        self.sending.add(connection);
+        self.sending.add(connection, .write);
         exchange.output.append(self.gpa, text[sent..]) catch {
             connection.state = .closing;
         };

@@ -108,11 +108,29 @@ pub fn send(fd: Fd, bytes: []const u8) WriteError!usize {
 
 /// The same for several pieces that leave as one.
 pub fn send_vector(fd: Fd, pieces: []const Iovec) WriteError!usize {
+    return send_message(fd, pieces, 0);
+}
+
+/// Whether `send_held` holds anything back on this system.
+pub const can_hold = is_linux;
+
+/// The same, and what does not fill a segment waits for the next bytes or for `push`.
+pub fn send_held(fd: Fd, pieces: []const Iovec) WriteError!usize {
+    return send_message(fd, pieces, if (can_hold) c.MSG.MORE else 0);
+}
+
+/// Sends what `send_held` held back. Any thread; does no harm to another socket or a closed one.
+pub fn push(fd: Fd) void {
+    // Setting the option, even anew, makes Linux send what is pending (tcp(7)).
+    set_no_delay(fd);
+}
+
+fn send_message(fd: Fd, pieces: []const Iovec, flags: u32) WriteError!usize {
     var message = std.mem.zeroes(c.msghdr_const);
     message.iov = pieces.ptr;
     message.iovlen = @intCast(pieces.len);
     while (true) {
-        const count = c.sendmsg(fd, &message, c.MSG.NOSIGNAL);
+        const count = c.sendmsg(fd, &message, c.MSG.NOSIGNAL | flags);
         if (count >= 0) return @intCast(count);
         if (try retry_write()) continue;
     }
@@ -263,6 +281,13 @@ pub fn close(fd: Fd) void {
     _ = c.close(fd);
 }
 
+/// Another descriptor of the same file, closed on exec; null when there is none (EBADF, EMFILE).
+pub fn duplicate(fd: Fd) ?Fd {
+    const dupfd_cloexec: c_int = if (is_linux) 1030 else 67;
+    const copy = c.fcntl(fd, dupfd_cloexec, @as(c_int, 0));
+    return if (copy >= 0) copy else null;
+}
+
 pub const WaitFor = enum { readable, writable };
 
 /// Waits until the socket is ready or `timeout_ms` has passed (false). Blocks: the caller is a
@@ -377,14 +402,6 @@ pub fn read_at(fd: Fd, buffer: []u8, offset: u64) FileError!usize {
 
 // ---- Log files ---------------------------------------------------------------------------------
 
-/// A descriptor of its own for the same open file; null where there is none.
-pub fn duplicate(fd: Fd) ?Fd {
-    // Not in std for every target: Linux' number, and that of macOS.
-    const with_close_on_exec: c_int = if (is_linux) 1030 else 67;
-    const copy = c.fcntl(fd, with_close_on_exec, @as(c_int, 3));
-    return if (copy >= 0) copy else null;
-}
-
 /// Opens a file to write at its end, whoever else writes there. A FIFO must have a reader.
 pub fn open_log(path: [:0]const u8) ?Fd {
     const options: c.O = .{
@@ -428,6 +445,7 @@ pub const epoll = if (is_linux) struct {
     pub const HUP = linux.EPOLL.HUP;
     pub const ERR = linux.EPOLL.ERR;
     pub const ET = linux.EPOLL.ET;
+    pub const ONESHOT = linux.EPOLL.ONESHOT;
 
     pub fn create() error{ OutOfMemory, Unexpected }!Fd {
         const fd = c.epoll_create1(linux.EPOLL.CLOEXEC);

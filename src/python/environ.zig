@@ -150,6 +150,10 @@ pub const Environs = struct {
         const gone = handles.client_disconnected;
         try put(dict, keys.@"wsgi.early_hints", capi.new(handles.early_hints));
         try put(dict, keys.@"serve_zig.client_disconnected", capi.new(gone));
+        try put(dict, keys.@"x-wsgiorg.suspend", capi.new(handles.suspend_response));
+        try put(dict, keys.@"x-wsgiorg.fdevent.readable", capi.new(handles.readable));
+        try put(dict, keys.@"x-wsgiorg.fdevent.writable", capi.new(handles.writable));
+        try put(dict, keys.@"x-wsgiorg.fdevent.timeout", capi.new(&handles.call.head));
         return .{ .dict = dict };
     }
 
@@ -169,6 +173,10 @@ pub const Environs = struct {
         const environ = try capi.owned(capi.PyDict_Copy(template.dict));
         errdefer capi.drop(environ);
         if (longer) try self.put_other_fields(environ, crew.exchange);
+        if (crew.exchange.head.framing == .chunked) {
+            const trailers = try input_stream.create_trailers(input, &crew.exchange.body);
+            try put(environ, keys.@"serve_zig.trailers", trailers);
+        }
         if (input) |stream| try put(environ, keys.@"wsgi.input", capi.new(&stream.head));
         const id = try capi.latin1(crew.exchange.request_id());
         try put(environ, keys.@"serve_zig.request_id", id);
