@@ -670,14 +670,19 @@ pub const Poller = struct {
     fn make_ready(self: *Poller, connection: *Connection, exchange: *Exchange) void {
         connection.state = .queued;
         connection.route = predictor.route_of(exchange.head.path.of(exchange.bytes));
+        self.give_turn(connection);
+        self.complete[self.complete_count] = connection;
+        self.complete_count += 1;
+        if (self.complete_count == self.complete.len) self.submit();
+    }
+
+    /// From here the connection is the workers'.
+    fn give_turn(self: *Poller, connection: *Connection) void {
         // A worker may set any deadline from its own time on, without telling the heap.
         const options = &self.server.options;
         const soonest = @min(options.keep_alive_timeout_ms, options.write_timeout_ms);
         self.deadlines.ensure(connection.index, self.now_ms + soonest);
         connection.turn.store(Turn.worker, .release);
-        self.complete[self.complete_count] = connection;
-        self.complete_count += 1;
-        if (self.complete_count == self.complete.len) self.submit();
     }
 
     fn submit(self: *Poller) void {
@@ -782,7 +787,7 @@ pub const Poller = struct {
         self.end_suspension(connection, exchange);
         self.has_resumed = true;
         connection.state = .queued;
-        connection.turn.store(Turn.worker, .release);
+        self.give_turn(connection);
         self.server.scheduler.submit_begun(connection);
     }
 
