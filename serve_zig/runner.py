@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 
+from serve_zig import cgroup
 from serve_zig.application import load
 from serve_zig.application_traceback import format_stack
 from serve_zig.config import ACCESS_WORDS
@@ -22,6 +23,7 @@ from serve_zig.errors import (
     LauncherError,
     StartInterruptedError,
 )
+from serve_zig.kinds import size_text
 from serve_zig.listeners import Listener, close_listeners, open_listeners
 from serve_zig.logging import Log
 from serve_zig.notices import text_of
@@ -111,6 +113,7 @@ def serve(config: Config) -> int:
             f"serve-zig {version} (pid {os.getpid()}) serves {target.text} on {urls} "
             f"with {config.integer('concurrency.threads')} threads"
         )
+        _say_surroundings(config, log)
         run = _Run(server, workers, listeners, signals, log, config.seconds("timeouts.drain"))
         status = run.wait()
         signals.ending()
@@ -130,6 +133,21 @@ def serve(config: Config) -> int:
         _exit(status)
     _exit_within(_EXIT_SECONDS, status, log)
     return status
+
+
+def _say_surroundings(config: Config, log: Log) -> None:
+    """Log what explains later what is seen: the container's limits, and where uploads go."""
+    limits = cgroup.read()
+    log.info(f"{limits}; neither changes concurrency.threads")
+    if limits.hint():
+        log.info(limits.hint())
+    directory = temporary_directory()
+    if not os.access(directory, os.W_OK | os.X_OK):
+        body_memory = size_text(config.integer("limits.body_memory"))
+        log.warning(
+            f"no temporary directory can be written to ({directory} and others): a request body "
+            f"past limits.body_memory ({body_memory}) is answered 500; mount one, or set TMPDIR"
+        )
 
 
 def core_server() -> type[Server]:

@@ -200,7 +200,15 @@ def test_package_has_no_other_attributes() -> None:
 def test_help_names_options_and_exit_statuses(project: Project) -> None:
     done = project.run("--help")
     assert done.returncode == 0
-    for text in ("--config", "--set", "--check", "--reload", "--version", "exit status:", "4  the drain"):
+    for text in (
+        "--config",
+        "--set",
+        "--check",
+        "--reload",
+        "--version",
+        "exit status:",
+        "4  the drain",
+    ):
         assert text in done.stdout
     for text in ("commands:", "serve-zig init", "serve-zig migrate", "serve-zig schema"):
         assert text in done.stdout
