@@ -14,6 +14,7 @@ const server_module = @import("server.zig");
 const body_module = @import("body.zig");
 const reply_module = @import("reply.zig");
 const Turn = @import("connection.zig").Turn;
+const Suspension = @import("suspension.zig").Suspension;
 const Crew = server_module.Crew;
 const Server = server_module.Server;
 
@@ -64,6 +65,8 @@ const Stream = struct {
     pieces_left: u32,
     piece_bytes: usize,
     pause_ms: u32 = 0,
+    /// After each piece it waits so long for an event of its own; 0: it does not.
+    suspend_ms: u32 = 0,
     length: ?u64 = null,
     offset: u64 = 0,
     piece: []u8 = &.{},
@@ -188,6 +191,11 @@ pub const App = struct {
                 .piece_bytes = second,
                 .pause_ms = third,
             }),
+            .@"suspend" => try self.begin_stream(crew, .{
+                .pieces_left = first,
+                .piece_bytes = second,
+                .suspend_ms = third,
+            }),
             .own => {
                 crew.connection.worker = &crew.worker;
                 try self.begin_stream(crew, .{ .pieces_left = first, .piece_bytes = second });
@@ -225,7 +233,9 @@ pub const App = struct {
         large,
         /// Pieces, bytes of each, milliseconds before each.
         stream,
-        /// The same, to go on with the worker that began it.
+        /// Pieces, bytes of each, milliseconds of parking after each; every other is resumed before.
+        @"suspend",
+        /// As `stream`, to go on with the worker that began it.
         own,
         /// The same through `write`, which waits for the client.
         write,
@@ -337,17 +347,30 @@ pub const App = struct {
         while (now.pieces_left > 0) {
             if (now.pause_ms > 0) pause(now.pause_ms);
             now.pieces_left -= 1;
-            const piece = try gpa.alloc(u8, now.piece_bytes);
-            errdefer gpa.free(piece);
-            fill_pattern(piece, now.offset);
-            now.offset += piece.len;
-            if (try crew.reply.offer(piece, now.length) == .full) {
-                now.piece = piece;
-                return self.park(crew, now);
-            }
-            gpa.free(piece);
+            if (try give_piece(crew, &now) == .full) return self.park(crew, now);
+            if (now.suspend_ms > 0 and now.pieces_left > 0) return self.park_for_event(crew, now);
         }
         try crew.reply.finish();
+    }
+
+    /// A piece that is still in use is left in `now`.
+    fn give_piece(crew: *Crew, now: *Stream) Trouble!reply_module.Flow {
+        const piece = try gpa.alloc(u8, now.piece_bytes);
+        errdefer gpa.free(piece);
+        fill_pattern(piece, now.offset);
+        now.offset += piece.len;
+        const flow = try crew.reply.offer(piece, now.length);
+        if (flow == .full) now.piece = piece else gpa.free(piece);
+        return flow;
+    }
+
+    fn park_for_event(self: *App, crew: *Crew, now: Stream) Trouble!void {
+        const server = crew.server;
+        const token = crew.connection.token();
+        const suspension = try Suspension.create(server.gpa, token, now.suspend_ms);
+        crew.exchange.suspension = suspension;
+        try self.park(crew, now);
+        if (now.pieces_left % 2 == 0) server.resume_suspended(suspension);
     }
 
     fn park(self: *App, crew: *Crew, now: Stream) Trouble!void {
