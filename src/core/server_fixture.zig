@@ -14,8 +14,8 @@ const server_module = @import("server.zig");
 const body_module = @import("body.zig");
 const reply_module = @import("reply.zig");
 const ResponseHead = @import("response_head.zig").ResponseHead;
-const Suspension = @import("suspension.zig").Suspension;
 const Turn = @import("connection.zig").Turn;
+const Suspension = @import("suspension.zig").Suspension;
 const Crew = server_module.Crew;
 const Server = server_module.Server;
 
@@ -66,6 +66,8 @@ const Stream = struct {
     pieces_left: u32,
     piece_bytes: usize,
     pause_ms: u32 = 0,
+    /// After each piece it waits so long for an event of its own; 0: it does not.
+    suspend_ms: u32 = 0,
     length: ?u64 = null,
     offset: u64 = 0,
     piece: []u8 = &.{},
@@ -242,6 +244,11 @@ pub const App = struct {
                 .piece_bytes = second,
                 .pause_ms = third,
             }),
+            .@"suspend" => try self.begin_stream(crew, .{
+                .pieces_left = first,
+                .piece_bytes = second,
+                .suspend_ms = third,
+            }),
             .own => {
                 crew.connection.worker = &crew.worker;
                 try self.begin_stream(crew, .{ .pieces_left = first, .piece_bytes = second });
@@ -284,7 +291,9 @@ pub const App = struct {
         large,
         /// Pieces, bytes of each, milliseconds before each.
         stream,
-        /// The same, to go on with the worker that began it.
+        /// Pieces, bytes of each, milliseconds of parking after each; every other is resumed before.
+        @"suspend",
+        /// As `stream`, to go on with the worker that began it.
         own,
         /// Pieces, bytes of each, milliseconds and event to wait for before each.
         wait,
@@ -411,6 +420,7 @@ pub const App = struct {
                 return self.park(crew, now);
             }
             gpa.free(piece);
+            if (now.suspend_ms > 0 and now.pieces_left > 0) return self.park_for_event(crew, now);
         }
         try crew.reply.finish();
     }
@@ -444,6 +454,15 @@ pub const App = struct {
         self.wakers_mutex.lock();
         defer self.wakers_mutex.unlock();
         try self.wakers.append(gpa, .{ .suspension = suspension.retain(), .peer = peer });
+    }
+
+    fn park_for_event(self: *App, crew: *Crew, now: Stream) Trouble!void {
+        const server = crew.server;
+        const token = crew.connection.token();
+        const suspension = try Suspension.create(server.gpa, token, now.suspend_ms);
+        crew.exchange.suspension = suspension;
+        try self.park(crew, now);
+        if (now.pieces_left % 2 == 0) server.resume_suspended(suspension);
     }
 
     fn park(self: *App, crew: *Crew, now: Stream) Trouble!void {
