@@ -1,7 +1,7 @@
 //! Fuzz target: the decoder of the chunked coding. However input and output are cut, the same data
 //! or the same refusal; data and length agree with the grammar read a second time.
 //!
-//! Settings: bit 0 keeps trailers, bit 1 small trailer limits.
+//! Settings: bit 0 keeps trailers, bit 1 small trailer limits, bit 2 little room for trailers.
 //! Data: borrows the input for the call. Thread: one. GIL: not needed.
 
 const std = @import("std");
@@ -52,6 +52,7 @@ pub fn run(_: std.mem.Allocator, input: []const u8) void {
 fn options_of(message: given.Input, buffer: []u8) chunked.Options {
     var options: chunked.Options = .{};
     if (message.settings & 1 != 0) options.trailer_buffer = buffer;
+    if (message.settings & 5 == 5) options.trailer_buffer = buffer[0 .. 1 + message.seed / 4];
     if (message.settings & 2 != 0) {
         options.trailer_bytes_max = message.seed >> 2;
         options.trailer_lines_max = message.seed >> 6;

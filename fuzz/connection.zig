@@ -2,7 +2,8 @@
 //! buffers of a connection. However the bytes are split, the same requests; each begins and ends
 //! where the grammar says, read a second time, so that none hides in another.
 //!
-//! Settings: bit 0 a small body limit, bit 1 little memory for bodies (the rest goes to a file).
+//! Settings: bit 0 a small body limit, bit 1 little memory for bodies (the rest goes to a file),
+//! bit 2 a small buffer that has to grow.
 //! Data: owns its exchange for the call. Thread: one. GIL: not needed.
 
 const std = @import("std");
@@ -74,7 +75,7 @@ fn read_whole(exchange: *core.exchange.Exchange, digest: *std.hash.Wyhash) !u64 
 }
 
 var pool: ?core.exchange.Pool = null;
-var records: [2]Records = .{ .{}, .{} };
+var records: [3]Records = .{ .{}, .{}, .{} };
 var scratch: [1024]u8 = undefined;
 var data: [given.bytes_max]u8 = undefined;
 
@@ -83,11 +84,31 @@ pub fn run(gpa: std.mem.Allocator, input: []const u8) void {
     var limits = reading.default_limits;
     if (message.settings & 1 != 0) limits.body.bytes_max = message.seed;
     if (message.settings & 2 != 0) limits.body.memory_bytes_max = message.seed >> 2;
-    var whole_piece: Whole = .{ .end = message.bytes.len };
-    read_all(gpa, &records[0], message.bytes, &limits, Whole.next, &whole_piece);
+    var whole: Whole = .{ .end = message.bytes.len };
+    const all: reading.Client = .{
+        .bytes = message.bytes,
+        .next_piece = Whole.next,
+        .context = &whole,
+    };
+    read_all(gpa, &records[0], all, &limits, core.exchange.buffer_bytes);
+    const small = message.settings & 4 != 0;
+    const buffer_bytes: usize = if (small) 1 + @as(usize, message.seed >> 2) else 4096;
     var pieces = message.pieces();
-    read_all(gpa, &records[1], message.bytes, &limits, next_of, &pieces);
+    const split: reading.Client = .{
+        .bytes = message.bytes,
+        .next_piece = next_of,
+        .context = &pieces,
+    };
+    read_all(gpa, &records[1], split, &limits, buffer_bytes);
     expect_same(&records[0], &records[1]);
+    var heads: HeadByHead = .{ .bytes = message.bytes };
+    const waiting: reading.Client = .{
+        .bytes = message.bytes,
+        .next_piece = HeadByHead.next,
+        .context = &heads,
+    };
+    read_all(gpa, &records[2], waiting, &limits, buffer_bytes);
+    expect_same(&records[0], &records[2]);
     expect_adjacent(&records[0], message.bytes);
     if (message.settings & 1 == 0) expect_grammar(&records[0], message.bytes);
 }
@@ -104,6 +125,24 @@ const Whole = struct {
     }
 };
 
+/// Pieces that end where an empty line does, as of a client that waits before it sends a body.
+const HeadByHead = struct {
+    bytes: []const u8,
+    at: usize = 0,
+    ended: bool = false,
+
+    fn next(context: *anyopaque) ?usize {
+        const self: *HeadByHead = @ptrCast(@alignCast(context));
+        if (self.ended) return null;
+        if (std.mem.indexOfPos(u8, self.bytes, self.at, "\r\n\r\n")) |found| {
+            self.at = found + 4;
+            return self.at;
+        }
+        self.ended = true;
+        return self.bytes.len;
+    }
+};
+
 fn next_of(context: *anyopaque) ?usize {
     const pieces: *given.Pieces = @ptrCast(@alignCast(context));
     return pieces.next();
@@ -112,20 +151,17 @@ fn next_of(context: *anyopaque) ?usize {
 fn read_all(
     gpa: std.mem.Allocator,
     to: *Records,
-    bytes: []const u8,
+    sender: reading.Client,
     limits: *const reading.Limits,
-    next_piece: *const fn (*anyopaque) ?usize,
-    context: *anyopaque,
+    buffer_bytes: usize,
 ) void {
     if (pool == null) pool = .{ .gpa = gpa, .field_lines_max = field_lines_max };
     const exchange = pool.?.acquire() catch @panic("out of memory");
     defer pool.?.release(exchange);
+    // The pool gives it back its own length.
+    exchange.bytes = exchange.own_bytes[0..buffer_bytes];
     to.count = 0;
-    var client: reading.Client = .{
-        .bytes = bytes,
-        .next_piece = next_piece,
-        .context = context,
-    };
+    var client = sender;
     var reader: reading.Reader(*Records) = .{
         .gpa = gpa,
         .limits = limits,
