@@ -25,9 +25,8 @@ from serve_zig.errors import (
 )
 from serve_zig.kinds import size_text
 from serve_zig.listeners import Listener, close_listeners, open_listeners
-from serve_zig.logging import Log
-from serve_zig.notices import text_of
 from serve_zig.logging import LEVELS, Log
+from serve_zig.notices import text_of
 from serve_zig.signals import Signals
 from serve_zig.target import parse_target
 
@@ -125,9 +124,7 @@ def serve(config: Config) -> int:
         return EXIT_DRAINED
     finally:
         close_listeners(listeners)
-    have_ended = workers.join(
-        _JOIN_SECONDS if status == EXIT_DRAINED else _JOIN_SECONDS_HURRIED
-    )
+    have_ended = workers.join(_JOIN_SECONDS if status == EXIT_DRAINED else _JOIN_SECONDS_HURRIED)
     server.close_logs()
     if not have_ended:
         _exit(status)

@@ -410,19 +410,22 @@ pub const App = struct {
             now.is_suspended = false;
             if (now.pause_ms > 0) pause(now.pause_ms);
             now.pieces_left -= 1;
-            const piece = try gpa.alloc(u8, now.piece_bytes);
-            errdefer gpa.free(piece);
-            fill_pattern(piece, now.offset);
-            if (now.waits != null) @memset(piece, if (crew.reply.progress.timed_out) 't' else 'r');
-            now.offset += piece.len;
-            if (try crew.reply.offer(piece, now.length) == .full) {
-                now.piece = piece;
-                return self.park(crew, now);
-            }
-            gpa.free(piece);
+            if (try give_piece(crew, &now) == .full) return self.park(crew, now);
             if (now.suspend_ms > 0 and now.pieces_left > 0) return self.park_for_event(crew, now);
         }
         try crew.reply.finish();
+    }
+
+    /// A piece that is still in use is left in `now`.
+    fn give_piece(crew: *Crew, now: *Stream) Trouble!reply_module.Flow {
+        const piece = try gpa.alloc(u8, now.piece_bytes);
+        errdefer gpa.free(piece);
+        fill_pattern(piece, now.offset);
+        if (now.waits != null) @memset(piece, if (crew.reply.progress.timed_out) 't' else 'r');
+        now.offset += piece.len;
+        const flow = try crew.reply.offer(piece, now.length);
+        if (flow == .full) now.piece = piece else gpa.free(piece);
+        return flow;
     }
 
     fn suspend_it(self: *App, crew: *Crew, given: Stream, wait: Wait) Trouble!void {
