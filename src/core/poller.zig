@@ -437,7 +437,6 @@ pub const Poller = struct {
         }
         self.set_deadline(connection, patience_ms);
         self.lane.shard.accepted.add(1);
-        self.set_deadline(connection, self.server.options.keep_alive_timeout_ms);
         self.reactor.register(accepted.fd, connection.token()) catch {
             self.mark_closing(connection);
         };

@@ -731,7 +731,7 @@ test "a worker whose turn is not for its own requests may begin another" {
                 scheduler.last_was_begun = last_was_begun;
                 tasks[0].worker = &worker;
                 scheduler.submit_begun(&tasks[0]);
-                try testing.expectEqual(1, scheduler.submit(&.{&tasks[1]}));
+                try testing.expectEqual(1, scheduler.submit(&.{&tasks[1]}, sys.monotonic_ns()));
                 // Else it would park, and nobody would ever wake it to any end.
                 try testing.expect(scheduler.takes_own(&worker) or scheduler.may_begin());
             }
