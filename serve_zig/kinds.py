@@ -79,18 +79,29 @@ class Kind:
 
 
 class Text(Kind):
-    """A string that is not empty; ``check`` may refuse it by raising ValueError with a sentence."""
+    """A string; ``check`` may refuse it by raising ValueError with a sentence.
+
+    The empty string is refused unless ``empty`` says that it stands for something; then it is not
+    checked.
+    """
 
     name = "string"
 
-    def __init__(self, allowed: str, check: Callable[[str], object] | None = None) -> None:
+    def __init__(
+        self, allowed: str, check: Callable[[str], object] | None = None, *, empty: bool = False
+    ) -> None:
         self.allowed = allowed
         self._check = check
+        self._empty = empty
 
     def parse(self, value: object) -> str:
         """Return the string."""
-        if not isinstance(value, str) or value == "" or "\0" in value:
+        if not isinstance(value, str) or "\0" in value:
             raise self.unsuitable(value)
+        if value == "":
+            if not self._empty:
+                raise self.unsuitable(value)
+            return value
         if self._check is not None:
             try:
                 self._check(value)
@@ -101,6 +112,29 @@ class Text(Kind):
     def to_toml(self, value: Value) -> str:
         """Return a basic string."""
         return toml_format.string(str(value))
+
+
+class Boolean(Kind):
+    """True or false."""
+
+    name = "boolean"
+    allowed = "true or false"
+
+    def parse(self, value: object) -> bool:
+        """Return the value."""
+        if not isinstance(value, bool):
+            raise self.unsuitable(value)
+        return value
+
+    def from_text(self, text: str) -> bool:
+        """Return the value that the text spells as TOML does."""
+        if text not in ("true", "false"):
+            raise self.unsuitable(text)
+        return text == "true"
+
+    def to_toml(self, value: Value) -> str:
+        """Return a boolean."""
+        return "true" if value else "false"
 
 
 class Choice(Kind):

@@ -16,6 +16,7 @@ const scheduler_module = @import("scheduler.zig");
 const reply_module = @import("reply.zig");
 const exchange_module = @import("exchange.zig");
 const connection_module = @import("connection.zig");
+const static_module = @import("static.zig");
 const Poller = @import("poller.zig").Poller;
 const Connection = connection_module.Connection;
 const Exchange = exchange_module.Exchange;
@@ -44,6 +45,8 @@ pub const Options = struct {
     drain_timeout_ms: u64 = 30_000,
     /// Where request bodies beyond `body_memory_bytes` go.
     temporary_directory: []const u8 = "/tmp",
+    /// What is answered from files.
+    static: []const static_module.Options = &.{},
 
     pub fn head_limits(self: *const Options) request_head.Limits {
         return .{
@@ -339,8 +342,10 @@ pub const Server = struct {
         const exchange = connection.exchange.?;
         const progress = &reply.progress;
         connection.worker = null;
-        // What is pinned goes with the application's object; only a parked response keeps that.
-        if (progress.broken or exchange.output.pinned.len > 0) {
+        // What is pinned goes with the application's object; only a parked response keeps that. A
+        // file goes with its response.
+        const output = &exchange.output;
+        if (progress.broken or output.pinned.len > 0 or output.file.remaining > 0) {
             connection.state = .closing;
             return self.hand_back(connection);
         }
@@ -366,6 +371,8 @@ pub const Server = struct {
         connection.state = .writing;
         connection.after = .proceed;
         connection.deadline_ms = sys.monotonic_ms() + self.options.write_timeout_ms;
+        // The socket need not be full: no event may tell of it.
+        if (connection.exchange.?.output.file.remaining > 0) return self.hand_back(connection);
         self.give_up_turn(connection);
     }
 

@@ -1,0 +1,2 @@
+//! Tests of static.zig against a real directory. Thread: the test's. GIL: none.
+const std = @import("std");
