@@ -454,9 +454,10 @@ fn open_by_steps(directory: sys.Fd, path: [:0]u8) sys.OpenError!sys.Fd {
     var rest: [:0]u8 = path;
     while (std.mem.indexOfScalar(u8, rest, '/')) |slash| {
         rest[slash] = 0;
+        const opened = sys.open_directory_in(current, rest[0..slash :0]);
         // Whole again for whoever looks at the name.
-        defer rest[slash] = '/';
-        const next = try sys.open_directory_in(current, rest[0..slash :0]);
+        rest[slash] = '/';
+        const next = try opened;
         if (current != directory) sys.close(current);
         current = next;
         rest = rest[slash + 1 ..];
