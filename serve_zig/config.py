@@ -211,6 +211,7 @@ def _flatten(
         if table not in TABLES:
             refuse((table,), _unknown_table(table, content))
             continue
+        parents: list[tuple[str, ...]]
         if table in ARRAYS:
             rows = _rows(content)
             if rows is None:

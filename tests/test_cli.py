@@ -753,6 +753,7 @@ def test_options_of_the_core_are_milliseconds_and_bytes(project: Project) -> Non
         "write_timeout_ms": 30_000,
         "drain_timeout_ms": 30_000,
         "temporary_directory": options["temporary_directory"],
+        "static": [],
     }
     assert os.path.isdir(str(options["temporary_directory"]))
 

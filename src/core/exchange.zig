@@ -155,7 +155,7 @@ pub const Output = struct {
             .remaining = answer.range.length,
         };
         const piece = [1]sys.Iovec{.{ .base = answer.bytes.ptr, .len = answer.bytes.len }};
-        const result = if (self.file.remaining > 0)
+        const result = if (self.file.remaining > 1 << 60)
             sys.send_vector_before_more(socket, &piece)
         else
             sys.send(socket, answer.bytes);

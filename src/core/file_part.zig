@@ -96,7 +96,8 @@ test "a file that has become shorter is an error, and a full socket another" {
     inline for (.{ false, true }) |copies| {
         const pair = try sys.socket_pair();
         defer for (pair) |fd| sys.close(fd);
-        var part: FilePart = .{ .fd = try test_file("abc"), .remaining = 1 << 30, .copies = copies };
+        const file = try test_file("abc");
+        var part: FilePart = .{ .fd = file, .remaining = 1 << 30, .copies = copies };
         defer part.close();
         try testing.expectEqual(3, try part.send(pair[0], 100));
         try testing.expectError(error.FileEnded, part.send(pair[0], 100));

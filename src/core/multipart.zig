@@ -93,7 +93,8 @@ test "the text between the parts" {
     defer whole.deinit(testing.allocator);
     while (multipart.next()) |step| {
         try whole.appendSlice(testing.allocator, step.text);
-        try whole.appendSlice(testing.allocator, "0123456789"[step.range.start..][0..step.range.length]);
+        const part = "0123456789"[step.range.start..][0..step.range.length];
+        try whole.appendSlice(testing.allocator, part);
     }
     const line = "--" ++ "b" ** boundary_bytes;
     try testing.expectEqualStrings("\r\n" ++ line ++ "\r\nContent-Type: text/plain\r\n" ++
@@ -107,7 +108,9 @@ test "as many parts as there may be, with the longest numbers, fit" {
     const boundary: [boundary_bytes]u8 = @splat('b');
     const far = std.math.maxInt(i64) - 1;
     const ranges: [ranges_module.ranges_max]Range = @splat(.{ .start = far, .length = 1 });
-    const multipart = try Multipart.create(testing.allocator, &ranges, far + 1, "a" ** 120, &boundary);
+    const media_type = "a" ** 120;
+    const multipart =
+        try Multipart.create(testing.allocator, &ranges, far + 1, media_type, &boundary);
     defer multipart.destroy();
     var steps: usize = 0;
     while (multipart.next()) |_| steps += 1;

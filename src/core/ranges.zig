@@ -1,8 +1,8 @@
 //! Range requests (RFC 9110 14): which parts of a representation a client asks for.
 //!
-//! Sets of ranges that ask for more than there is, or for more parts than anybody needs, are a known
-//! way to make a server work (RFC 9110 17.15); they get the whole representation. Pure; any thread;
-//! GIL: not needed.
+//! Sets of ranges that ask for more than there is, or for more parts than anybody needs, are a
+//! known way to make a server work (RFC 9110 17.15); they get the whole representation. Pure; any
+//! thread; GIL: not needed.
 
 const std = @import("std");
 const scanner = @import("scanner.zig");

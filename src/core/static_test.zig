@@ -195,12 +195,14 @@ test "static: what is not there, or not to be seen" {
     try fixture.folder.dir.writeFile(.{ .sub_path = "secret", .data = "s" });
     const long = "/s/" ++ "a" ** 5000;
     for ([_][]const u8{
-        "/s/none",           "/s/a/none",        "/s/a",             "/s/a/",          "/s",
-        "/s/",               "/s/a/b.txt/",      "/s/a/b.txt/c",     "/s/.hidden",     "/s/%2ehidden",
-        "/s/a/.git/config",  "/s/../secret",     "/s/%2e%2e/secret", "/s/..%2fsecret", "/s/a/../../secret",
-        "/s/a%2fb.txt",      "/s//a/b.txt",      "/s/a//b.txt",      "/s/a/./b.txt",   "/s/a/b.txt%00",
-        "/s/a%5cb.txt",      "/s/%2fetc/passwd", "/s//etc/passwd",   "/s/a%00/b.txt",  long,
-        "/s/" ++ "a" ** 300, "/s/a/b.txt%20",    "/s/A/b.txt",       "/s/%61%2Fb.txt",
+        "/s/none",          "/s/a/none",         "/s/a",              "/s/a/",
+        "/s",               "/s/",               "/s/a/b.txt/",       "/s/a/b.txt/c",
+        "/s/.hidden",       "/s/%2ehidden",      "/s/a/.git/config",  "/s/../secret",
+        "/s/%2e%2e/secret", "/s/..%2fsecret",    "/s/a/../../secret", "/s/a%2fb.txt",
+        "/s//a/b.txt",      "/s/a//b.txt",       "/s/a/./b.txt",      "/s/a/b.txt%00",
+        "/s/a%5cb.txt",     "/s/%2fetc/passwd",  "/s//etc/passwd",    "/s/a%00/b.txt",
+        long,               "/s/" ++ "a" ** 300, "/s/a/b.txt%20",     "/s/A/b.txt",
+        "/s/%61%2Fb.txt",
     }) |path| try fixture.expect_status(path, 404);
     try fixture.expect_status("/s/a/b.txt", 200);
     try fixture.expect_status("/s/%61/%62.txt", 200);
@@ -345,7 +347,8 @@ test "static: conditions" {
         "ETag: " ++ tag, "max-age=60", "Vary: Accept-Encoding",
     });
     try testing.expect(std.mem.indexOf(u8, fixture.answer.?.bytes, "Content-") == null);
-    try fixture.expect("GET", "/s/a.txt", "If-Modified-Since: " ++ modified_text ++ "\r\n", 304, &.{});
+    const since = "If-Modified-Since: " ++ modified_text ++ "\r\n";
+    try fixture.expect("GET", "/s/a.txt", since, 304, &.{});
     try fixture.expect("HEAD", "/s/a.txt", "If-Match: \"x\"\r\n", 412, &.{});
     try fixture.expect("GET", "/s/a.txt", "If-Match: \"x\"\r\n", 412, &.{"Precondition Failed\n"});
     const range = "Range: bytes=2-3\r\n";
