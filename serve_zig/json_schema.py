@@ -71,7 +71,7 @@ def document() -> JsonSchema:
         "description": "The configuration of serve-zig, a WSGI server.",
         "type": "object",
         "properties": tables,
-        "required": [name for name in tables if _required(name)],
+        "required": [name for name in tables if _required(name) and name not in schema.ARRAYS],
         "additionalProperties": False,
     }
 
@@ -86,6 +86,8 @@ def _table(name: str) -> JsonSchema:
     required = _required(name)
     if required:
         described["required"] = required
+    if name in schema.ARRAYS:
+        return {"description": described.pop("description"), "type": "array", "items": described}
     return described
 
 

@@ -28,12 +28,15 @@ from serve_zig.listeners import Listener, close_listeners, open_listeners
 from serve_zig.logging import LEVELS, Log
 from serve_zig.notices import text_of
 from serve_zig.signals import Signals
+from serve_zig.static_tables import core_tables
 from serve_zig.target import parse_target
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from serve_zig._core import Server
     from serve_zig.config import Config
+
+    Options = dict[str, int | bool | str | list[tuple[str, str, str, str, bool]]]
 
 # A signal ends the wait before that.
 _WAIT_MS = 60_000
@@ -167,11 +170,9 @@ def build_information() -> dict[str, str]:
     return build_info()
 
 
-def core_options(config: Config, connections: int) -> dict[str, int | bool | str]:
+def core_options(config: Config, connections: int) -> Options:
     """Return the config as the core takes it: times in milliseconds, sizes in bytes."""
-    options: dict[str, int | bool | str] = {
-        name: config.integer(path) for name, path in _OPTIONS.items()
-    }
+    options: Options = {name: config.integer(path) for name, path in _OPTIONS.items()}
     for name, path in _OPTIONS_MS.items():
         options[name] = max(1, round(config.seconds(path) * 1000))
     options["connections"] = connections
@@ -188,6 +189,7 @@ def core_options(config: Config, connections: int) -> dict[str, int | bool | str
     options["slow_request_ms"] = max(1, round(slow_request * 1000)) if slow_request else 0
     options["server_timing"] = config.boolean("log.server_timing")
     options["python_version"] = ".".join(map(str, sys.version_info[:3]))
+    options["static"] = core_tables(config)
     return options
 
 
