@@ -24,5 +24,6 @@ pub const server = @import("server.zig");
 test {
     @import("std").testing.refAllDecls(@This());
     _ = @import("scheduler_test.zig");
+    _ = @import("scheduler_own_test.zig");
     _ = @import("server_test.zig");
 }
