@@ -51,6 +51,7 @@ pub const file_part = @import("file_part.zig");
 test {
     @import("std").testing.refAllDecls(@This());
     _ = @import("scheduler_test.zig");
+    _ = @import("scheduler_own_test.zig");
     _ = @import("server_test.zig");
     _ = @import("proxies_test.zig");
     _ = @import("static_test.zig");
