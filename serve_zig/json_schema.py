@@ -30,6 +30,9 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _VARIABLE_PATTERN = r"\$\{[A-Za-z_][A-Za-z0-9_]*(:-[^}]*)?\}"
 _SIZE_PATTERN = rf"^[0-9]{{1,20}} ?({'|'.join(kinds.SIZE_UNITS)})$"
 
+# The tables of which there may be several: [[static]].
+_ARRAYS: frozenset[str] = getattr(schema, "ARRAYS", frozenset())
+
 # What a kind that this file does not know calls itself, word for word.
 _NAMED: dict[str, JsonSchema] = {
     "boolean": {"type": "boolean"},
@@ -71,7 +74,7 @@ def document() -> JsonSchema:
         "description": "The configuration of serve-zig, a WSGI server.",
         "type": "object",
         "properties": tables,
-        "required": [name for name in tables if _required(name)],
+        "required": [name for name in tables if _required(name) and name not in _ARRAYS],
         "additionalProperties": False,
     }
 
@@ -86,6 +89,8 @@ def _table(name: str) -> JsonSchema:
     required = _required(name)
     if required:
         described["required"] = required
+    if name in _ARRAYS:
+        return {"description": schema.TABLES[name], "type": "array", "items": described}
     return described
 
 
@@ -121,6 +126,7 @@ def of_kind(kind: kinds.Kind) -> JsonSchema:
         case kinds.Integer():
             return _or_variable({"type": "integer", "minimum": kind.least, "maximum": kind.most})
         case kinds.Seconds():
+            # A ratio, too.
             return _or_variable({"type": "number", "minimum": kind.least, "maximum": kind.most})
         case kinds.Choice():
             return _or_variable({"enum": list(kind.words)})

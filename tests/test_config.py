@@ -216,7 +216,7 @@ def test_toml_that_is_nested_too_deeply_is_refused(loader: Loader) -> None:
         (
             "[xyzzy]\n",
             "serve.toml:3: xyzzy: unknown table; the tables are app, listen, concurrency, limits, "
-            "timeouts, proxy, log, admin, static",
+            "timeouts, proxy, log, admin, telemetry, static",
         ),
         (
             "[limits]\n'a b\\n\"' = 1\n",
@@ -301,6 +301,8 @@ def test_wrong_types_are_refused_for_every_key(loader: Loader) -> None:
             ("[[1]]", "a list"),
             ('""', 'the string ""'),
         ]:
+            if written == '""' and key.default == "":
+                continue
             base = "" if key.table == "app" else MINIMAL
             text = f"{base}[{key.table}]\n{key.name} = {written}\n"
             problems = [one for one in loader.refuse(text) if "missing" not in one]
