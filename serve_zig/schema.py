@@ -14,11 +14,14 @@ from serve_zig.kinds import (
     MEBIBYTE,
     TEBIBYTE,
     Addresses,
+    Boolean,
     Choice,
     Integer,
     Kind,
     Mode,
+    Networks,
     OptionalText,
+    Paths,
     Ratio,
     Seconds,
     Size,
@@ -262,13 +265,28 @@ KEYS: tuple[Key, ...] = (
         '"log"',
         'What happens past timeouts.request: "log" the Python stack, "answer" 504, or "raise".',
     ),
-    _later(
+    Key(
         "proxy.trusted",
-        "[]",
-        'Addresses and CIDR ranges, or "unix"; only from these are forwarded fields believed.',
+        Networks(),
+        [],
+        'Addresses and CIDR ranges of proxies, or "unix" for whoever connects to a unix socket. '
+        "Forwarded fields are believed only from these; those of any other peer are stripped, so "
+        "that the application does not get them either (docs/PROXIES.md).",
     ),
-    _later("proxy.headers", '"x-forwarded"', 'Which fields: "x-forwarded", or "forwarded".'),
-    _later("proxy.protocol", "false", "PROXY protocol v1 and v2, required from trusted peers."),
+    Key(
+        "proxy.headers",
+        Choice("x-forwarded", "forwarded"),
+        "x-forwarded",
+        "Which fields the trusted proxies set: X-Forwarded-For, -Proto, -Host, -Port and -Prefix, "
+        "or Forwarded (RFC 7239). The other kind is stripped.",
+    ),
+    Key(
+        "proxy.protocol",
+        Boolean(),
+        False,
+        "Trusted peers begin each connection with a header of the PROXY protocol, version 1 or 2; "
+        "one that does not is closed. Other peers may not send one.",
+    ),
     Key(
         "log.level",
         Choice("error", "warning", "info"),
@@ -277,13 +295,38 @@ KEYS: tuple[Key, ...] = (
     ),
     Key(
         "log.format",
-        Choice("text", later=("json",)),
+        Choice("text", "json"),
         "text",
-        "How error and access lines are written.",
+        "How error and access lines are written, one record a line in JSON.",
     ),
-    _later("log.access", '"off"', 'The access log: "stdout", "stderr" or a file path.'),
-    _later("log.access_exclude", "[]", "Paths not logged when answered below 400."),
-    _later("log.slow_request", "0.0", "Requests slower than this are logged with their phases."),
+    Key(
+        "log.access",
+        Text('"off", "stdout", "stderr" or a file path'),
+        "off",
+        'The access log, one line a request: "stdout", "stderr", or a file, which SIGHUP opens '
+        "anew. Combined Log Format with the request id behind it, or JSON (see docs/LOGGING.md).",
+    ),
+    Key(
+        "log.access_exclude",
+        Paths(),
+        [],
+        'Paths, such as "/health", whose requests are not in the access log when they are answered '
+        "below 400.",
+    ),
+    Key(
+        "log.slow_request",
+        Seconds(0.0),
+        0.0,
+        "Requests that take longer, from their first byte to the last of the answer, are logged "
+        "as warnings with their phases; 0: none.",
+    ),
+    Key(
+        "log.server_timing",
+        Boolean(),
+        False,
+        "Whether answers have a Server-Timing field that says where the time went until then "
+        "(head, body, queue, gil, app), for the browser's developer tools.",
+    ),
     _later("admin.bind", '""', "The address of the admin listener; empty: none."),
     _later("admin.livez_stall", "30.0", "How long a stall may last until /livez turns 503."),
     _later("admin.in_band", '""', "A path prefix for /livez and /readyz on the main listeners."),

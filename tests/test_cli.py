@@ -683,7 +683,7 @@ class StubServer:
         """Return the number of workers."""
         return 2
 
-    def run_worker(self) -> None:
+    def run_worker(self, number: int) -> None:
         """End at once."""
         if self.error is not None:
             raise self.error
@@ -759,6 +759,16 @@ def test_options_of_the_core_are_milliseconds_and_bytes(project: Project) -> Non
         "write_timeout_ms": 30_000,
         "drain_timeout_ms": 30_000,
         "temporary_directory": options["temporary_directory"],
+        "proxy_trusted": "",
+        "proxy_headers": "x-forwarded",
+        "proxy_protocol": False,
+        "python_version": options["python_version"],
+        "access_log": "",
+        "access_exclude": "",
+        "log_json": False,
+        "log_level": 2,
+        "slow_request_ms": 0,
+        "server_timing": False,
     }
     assert os.path.isdir(str(options["temporary_directory"]))
 

@@ -42,6 +42,14 @@ fn raise_start_error(err: anyerror) capi.Error {
     switch (err) {
         error.Raised => {},
         error.OutOfMemory => _ = capi.PyErr_NoMemory(),
+        error.BadProxySetting => return capi.raise(
+            capi.PyExc_ValueError,
+            "proxy_trusted or proxy_headers: not what the core understands",
+        ),
+        error.CannotOpen => return capi.raise(
+            capi.PyExc_OSError,
+            "the access log cannot be opened",
+        ),
         else => return capi.raise(
             capi.PyExc_OSError,
             "the system refused what the server needs to start (epoll or kqueue, a thread)",
@@ -58,6 +66,7 @@ fn read_options(dict: *Object) capi.Error!Options {
             return capi.raise(capi.PyExc_ValueError, "option missing: " ++ field.name);
         @field(options, field.name) = switch (field.type) {
             []const u8 => try read_text(value),
+            bool => try read_integer(u1, value, field.name) == 1,
             else => try read_integer(field.type, value, field.name),
         };
     }
@@ -111,9 +120,9 @@ pub fn worker_count(handle: ?*anyopaque) u32 {
     return server.worker_count();
 }
 
-pub fn run_worker(handle: ?*anyopaque) capi.Error!*Object {
+pub fn run_worker(handle: ?*anyopaque, number: *Object) capi.Error!*Object {
     const server = try server_of(handle);
-    server.run_worker();
+    server.run_worker(try read_integer(u32, number, "number"));
     return capi.none();
 }
 
@@ -152,6 +161,33 @@ pub fn wait(handle: ?*anyopaque, timeout: *Object) capi.Error!*Object {
     return capi.boolean(server.outcome.load(.acquire) != .serving);
 }
 
+/// Opens log files anew; any thread, soon after.
+pub fn reopen_logs(handle: ?*anyopaque) capi.Error!*Object {
+    const server = try server_of(handle);
+    server.log.reopen();
+    return capi.none();
+}
+
+/// Writes out what is to be logged; no more is taken. Waits without the GIL, a second at the most.
+pub fn close_logs(handle: ?*anyopaque) capi.Error!*Object {
+    const server = try server_of(handle);
+    const state = capi.PyEval_SaveThread();
+    const is_written = server.log.close(core.log_writer.close_ms);
+    capi.PyEval_RestoreThread(state);
+    return capi.boolean(is_written);
+}
+
+pub fn metrics_text(handle: ?*anyopaque) capi.Error!*Object {
+    const server = try server_of(handle);
+    var writer: std.Io.Writer.Allocating = .init(gpa);
+    defer writer.deinit();
+    server.metrics.write(&writer.writer, .openmetrics_1_0, server.gauges()) catch {
+        _ = capi.PyErr_NoMemory();
+        return error.Raised;
+    };
+    return capi.latin1(writer.written());
+}
+
 pub fn status(handle: ?*anyopaque) capi.Error!*Object {
     const server = try server_of(handle);
     const counts = server.counts();
@@ -164,6 +200,19 @@ pub fn status(handle: ?*anyopaque) capi.Error!*Object {
         try capi.checked(capi.PyDict_SetItemString(dict, field.name, value));
     }
     return dict;
+}
+
+/// A notice that was left for the operator, as (kind, address); None when there is none.
+pub fn take_notice(handle: ?*anyopaque) capi.Error!*Object {
+    const server = try server_of(handle);
+    const notice = server.notices.take() orelse return capi.none();
+    var storage: [core.sys.address_text_bytes_max]u8 = undefined;
+    const address = core.sys.address_text(&notice.address, &storage);
+    const pair = try capi.owned(capi.PyTuple_New(2));
+    errdefer capi.drop(pair);
+    try capi.checked(capi.PyTuple_SetItem(pair, 0, try capi.latin1(@tagName(notice.kind))));
+    try capi.checked(capi.PyTuple_SetItem(pair, 1, try capi.latin1(address)));
+    return pair;
 }
 
 pub fn build_info() capi.Error!*Object {
