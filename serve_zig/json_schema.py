@@ -30,6 +30,9 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _VARIABLE_PATTERN = r"\$\{[A-Za-z_][A-Za-z0-9_]*(:-[^}]*)?\}"
 _SIZE_PATTERN = rf"^[0-9]{{1,20}} ?({'|'.join(kinds.SIZE_UNITS)})$"
 
+# The tables of which there may be several: [[static]].
+_ARRAYS: frozenset[str] = getattr(schema, "ARRAYS", frozenset())
+
 # What a kind that this file does not know calls itself, word for word.
 _NAMED: dict[str, JsonSchema] = {
     "boolean": {"type": "boolean"},
@@ -123,6 +126,7 @@ def of_kind(kind: kinds.Kind) -> JsonSchema:
         case kinds.Integer():
             return _or_variable({"type": "integer", "minimum": kind.least, "maximum": kind.most})
         case kinds.Seconds():
+            # A ratio, too.
             return _or_variable({"type": "number", "minimum": kind.least, "maximum": kind.most})
         case kinds.Choice():
             return _or_variable({"enum": list(kind.words)})

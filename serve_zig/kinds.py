@@ -116,6 +116,14 @@ class Text(Kind):
         return toml_format.string(str(value))
 
 
+class OptionalText(Text):
+    """A string that may be empty, for nothing; then it is not shown to ``check``."""
+
+    def parse(self, value: object) -> str:
+        """Return the string."""
+        return "" if value == "" else super().parse(value)
+
+
 class Choice(Kind):
     """One of a few words; ``later`` are those whose function does not exist yet."""
 
@@ -244,6 +252,16 @@ class Seconds(Kind):
         """Return a float."""
         assert isinstance(value, float)
         return toml_format.number(value)
+
+
+class Ratio(Seconds):
+    """A share of all, from 0 to 1."""
+
+    name = "number"
+
+    def __init__(self) -> None:
+        super().__init__(0.0, 1.0)
+        self.allowed = "a number from 0 to 1"
 
 
 class Size(Kind):

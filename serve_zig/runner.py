@@ -35,6 +35,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from serve_zig._core import Server
     from serve_zig.config import Config
+    from serve_zig.telemetry import Telemetry
 
     Options = dict[str, int | bool | str | list[tuple[str, str, str, str, bool]]]
 
@@ -95,7 +96,10 @@ def serve(config: Config) -> int:
             config.place("listen.bind"),
         )
         target = parse_target(config.text("app.target"))
+        telemetry = open_telemetry(config, log)
         application = load(target, config.text("app.directory"), config.place("app.target"))
+        if telemetry is not None:
+            application = telemetry.wrap(application)
         for listener in listeners:
             listener.listen(config.integer("listen.backlog"))
         options = core_options(config, connections)
@@ -118,6 +122,8 @@ def serve(config: Config) -> int:
         _say_surroundings(config, log)
         run = _Run(server, workers, listeners, signals, log, config.seconds("timeouts.drain"))
         status = run.wait()
+        if telemetry is not None:
+            telemetry.close()
         signals.ending()
     except (StartInterruptedError, LauncherError):
         # An import that a signal broke off may fail in the application's own way.
@@ -148,6 +154,15 @@ def _say_surroundings(config: Config, log: Log) -> None:
             f"no temporary directory can be written to ({directory} and others): a request body "
             f"past limits.body_memory ({body_memory}) is answered 500; mount one, or set TMPDIR"
         )
+
+
+def open_telemetry(config: Config, log: Log) -> Telemetry | None:
+    """Return what makes spans of requests; None, without importing it, where none are wanted."""
+    if not config.text("telemetry.otlp_endpoint"):
+        return None
+    from serve_zig.telemetry import Telemetry
+
+    return Telemetry(config, log)
 
 
 def core_server() -> type[Server]:

@@ -7,6 +7,7 @@ no kind: it is refused by name, never accepted and ignored.
 
 from __future__ import annotations
 
+from serve_zig.addresses import parse_url
 from serve_zig.kinds import (
     GIBIBYTE,
     KIBIBYTE,
@@ -19,7 +20,9 @@ from serve_zig.kinds import (
     Kind,
     Mode,
     Networks,
+    OptionalText,
     Paths,
+    Ratio,
     Seconds,
     Size,
     Text,
@@ -82,6 +85,7 @@ TABLES: dict[str, str] = {
     "proxy": "Reverse proxies in front of the server.",
     "log": "What is written to stderr, and the access log.",
     "admin": "The listener for health, metrics and diagnosis.",
+    "telemetry": "Traces for OpenTelemetry, exported over OTLP/HTTP.",
     "static": "Files that are answered without the application.",
 }
 """Each table with one sentence, in the order of the documents."""
@@ -333,6 +337,28 @@ KEYS: tuple[Key, ...] = (
     _later("admin.bind", '""', "The address of the admin listener; empty: none."),
     _later("admin.livez_stall", "30.0", "How long a stall may last until /livez turns 503."),
     _later("admin.in_band", '""', "A path prefix for /livez and /readyz on the main listeners."),
+    Key(
+        "telemetry.otlp_endpoint",
+        OptionalText(
+            'a URL, such as "http://collector:4318"; or an empty string, for none', parse_url
+        ),
+        "",
+        "The collector that gets a span for each sampled request; needs pip install "
+        "'serve-zig[otel]'. Empty: none, and no cost.",
+    ),
+    Key(
+        "telemetry.sample_ratio",
+        Ratio(),
+        1.0,
+        "The share of traces begun here that are sampled; a request that belongs to a trace is "
+        "sampled if that is. OTEL_TRACES_SAMPLER in the environment counts more.",
+    ),
+    Key(
+        "telemetry.service_name",
+        OptionalText("a string, or an empty one for the default"),
+        "",
+        "The name of the service; empty: OTEL_SERVICE_NAME, or else the module of app.target.",
+    ),
     Key(
         "static.route",
         Text('a string that begins with a slash, such as "/static"', check_route),

@@ -218,7 +218,7 @@ def test_toml_that_is_nested_too_deeply_is_refused(loader: Loader) -> None:
         (
             "[xyzzy]\n",
             "serve.toml:3: xyzzy: unknown table; the tables are app, listen, concurrency, limits, "
-            "timeouts, proxy, log, admin, static",
+            "timeouts, proxy, log, admin, telemetry, static",
         ),
         (
             "[limits]\n'a b\\n\"' = 1\n",
