@@ -174,7 +174,7 @@ pub fn Reader(comptime Visitor: type) type {
             }
             body.memory = try gathered.toOwnedSlice(self.gpa);
             body.memory_used = body.memory.len;
-            body.storage = .own_memory;
+            body.storage = .heap;
             body.mode = .gathered;
             self.take_back(pair[0]);
             return null;

@@ -23,6 +23,7 @@ from serve_zig.errors import (
 )
 from serve_zig.listeners import Listener, close_listeners, open_listeners
 from serve_zig.logging import Log
+from serve_zig.notices import text_of
 from serve_zig.signals import Signals
 from serve_zig.target import parse_target
 
@@ -152,6 +153,9 @@ def core_options(config: Config, connections: int) -> dict[str, int | bool | str
     for name, path in _OPTIONS_MS.items():
         options[name] = max(1, round(config.seconds(path) * 1000))
     options["connections"] = connections
+    options["proxy_trusted"] = ",".join(config.strings("proxy.trusted"))
+    options["proxy_headers"] = config.text("proxy.headers")
+    options["proxy_protocol"] = config.boolean("proxy.protocol")
     options["temporary_directory"] = temporary_directory()
     return options
 
@@ -258,6 +262,7 @@ class _Run:
         while not self._server.wait(self._timeout_ms()):
             for note in self._signals.take_notes():
                 self._log.warning(note)
+            self._tell_notices()
             stops = self._signals.stops
             if len(stops) > 1:
                 self._log.warning(f"{stops[1]}: the second signal; the server stops at once")
@@ -275,6 +280,10 @@ class _Run:
             return self._time_out()
         self._log.info("drained; the server ends")
         return EXIT_DRAINED
+
+    def _tell_notices(self) -> None:
+        while (notice := self._server.take_notice()) is not None:
+            self._log.warning(text_of(*notice))
 
     def _timeout_ms(self) -> int:
         if self._deadline is None:

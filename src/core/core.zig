@@ -12,6 +12,11 @@ pub const fields = @import("fields.zig");
 pub const framing = @import("framing.zig");
 pub const host = @import("host.zig");
 pub const target = @import("target.zig");
+pub const cidr = @import("cidr.zig");
+pub const forwarded = @import("forwarded.zig");
+pub const proxy_header = @import("proxy_header.zig");
+pub const proxies = @import("proxies.zig");
+pub const notices = @import("notices.zig");
 pub const chunked = @import("chunked.zig");
 pub const request_head = @import("request_head.zig");
 pub const response_head = @import("response_head.zig");
@@ -19,6 +24,7 @@ pub const body = @import("body.zig");
 pub const reply = @import("reply.zig");
 pub const exchange = @import("exchange.zig");
 pub const connection = @import("connection.zig");
+pub const suspension = @import("suspension.zig");
 pub const poller = @import("poller.zig");
 pub const server = @import("server.zig");
 
@@ -26,4 +32,5 @@ test {
     @import("std").testing.refAllDecls(@This());
     _ = @import("scheduler_test.zig");
     _ = @import("server_test.zig");
+    _ = @import("proxies_test.zig");
 }

@@ -6,11 +6,13 @@
 //! whoever owns the connection. The pool: any thread, under its mutex.
 
 const std = @import("std");
+const forwarded = @import("forwarded.zig");
 const request_head = @import("request_head.zig");
 const sys = @import("sys.zig");
 const pages = @import("pages.zig");
 const Progress = @import("reply.zig").Progress;
 const Body = @import("body.zig").Body;
+const Suspension = @import("suspension.zig").Suspension;
 const RequestHead = request_head.RequestHead;
 const FieldLine = request_head.FieldLine;
 
@@ -26,13 +28,17 @@ pub const Exchange = struct {
     received: u32 = 0,
     /// Where this request ends in `bytes`; what follows belongs to the next one.
     request_end: u32 = 0,
+    /// What trusted proxies said of the client; null of a peer that is not trusted.
+    claims: ?forwarded.Claims = null,
     body: Body = .{},
     output: Output = .{},
     /// The response is not finished and its producer has given its thread back: what the
     /// application's side needs to go on, and how far the reply was.
     continuation: ?*anyopaque = null,
     progress: Progress = .{},
-    /// What the pool gave as `bytes`.
+    /// What a parked producer waits for beside its client; a reference.
+    suspension: ?*Suspension = null,
+    /// What the pool gave as `bytes`; empty while it has it back (`Pool.compact`).
     own_bytes: []u8,
 
     /// Makes room for at least `space` more bytes behind what was received.
@@ -63,6 +69,7 @@ pub const Exchange = struct {
         std.mem.copyForwards(u8, self.bytes[0..rest.len], rest);
         self.received = @intCast(rest.len);
         self.request_end = 0;
+        self.claims = null;
         self.head.reset();
     }
 
@@ -173,17 +180,72 @@ pub const Pool = struct {
     field_lines_max: u16,
     mutex: std.Thread.Mutex = .{},
     free: ?*Exchange = null,
+    /// Buffers of compacted exchanges.
+    spare: ?*Spare = null,
     /// All that were ever made; at most one a connection.
     made: u32 = 0,
     in_use: u32 = 0,
+
+    /// What a compacted exchange gave back; it lies at the start of its own buffer.
+    const Spare = struct { next: ?*Spare, bytes: []u8, field_lines: []FieldLine };
 
     pub fn deinit(self: *Pool) void {
         while (self.free) |exchange| {
             self.free = exchange.next;
             self.gpa.free(exchange.head.field_lines);
-            pages.free(exchange.own_bytes);
+            if (exchange.own_bytes.len > 0) pages.free(exchange.own_bytes);
             self.gpa.destroy(exchange);
         }
+        while (self.spare) |spare| {
+            self.spare = spare.next;
+            self.gpa.free(spare.field_lines);
+            pages.free(spare.bytes);
+        }
+    }
+
+    /// Keeps of a request that may last for hours only what it is: its head, in memory of the
+    /// right size. The buffer goes back. Nothing happens where the buffer holds more.
+    pub fn compact(self: *Pool, exchange: *Exchange) void {
+        if (exchange.own_bytes.len == 0 or exchange.bytes.ptr != exchange.own_bytes.ptr) return;
+        if (exchange.body.mode != .none or exchange.has_more()) return;
+        const lines = self.gpa.dupe(FieldLine, exchange.head.lines()) catch return;
+        const bytes = self.gpa.dupe(u8, exchange.bytes[0..exchange.received]) catch {
+            self.gpa.free(lines);
+            return;
+        };
+        const spare: *Spare = @ptrCast(@alignCast(exchange.own_bytes.ptr));
+        const given: Spare = .{
+            .next = null,
+            .bytes = exchange.own_bytes,
+            .field_lines = exchange.head.field_lines,
+        };
+        exchange.bytes = bytes;
+        exchange.own_bytes = &.{};
+        exchange.head.field_lines = lines;
+        self.mutex.lock();
+        defer self.mutex.unlock();
+        spare.* = given;
+        spare.next = self.spare;
+        self.spare = spare;
+    }
+
+    /// A buffer again for an exchange that has none.
+    fn expand(self: *Pool, exchange: *Exchange) error{OutOfMemory}!void {
+        self.mutex.lock();
+        const spare = self.spare;
+        if (spare) |found| self.spare = found.next;
+        self.mutex.unlock();
+        var lines: []FieldLine = undefined;
+        if (spare) |found| {
+            lines = found.field_lines;
+            exchange.own_bytes = found.bytes;
+        } else {
+            lines = try self.gpa.alloc(FieldLine, self.field_lines_max);
+            errdefer self.gpa.free(lines);
+            exchange.own_bytes = try pages.alloc(u8, buffer_bytes);
+        }
+        exchange.bytes = exchange.own_bytes;
+        exchange.head = .init(lines);
     }
 
     pub fn acquire(self: *Pool) error{OutOfMemory}!*Exchange {
@@ -192,6 +254,10 @@ pub const Pool = struct {
             self.free = exchange.next;
             self.in_use += 1;
             self.mutex.unlock();
+            if (exchange.own_bytes.len == 0) self.expand(exchange) catch |err| {
+                self.put_back(exchange);
+                return err;
+            };
             return exchange;
         }
         self.mutex.unlock();
@@ -206,10 +272,8 @@ pub const Pool = struct {
     fn make(self: *Pool) error{OutOfMemory}!*Exchange {
         const exchange = try self.gpa.create(Exchange);
         errdefer self.gpa.destroy(exchange);
-        const lines = try self.gpa.alloc(FieldLine, self.field_lines_max);
-        errdefer self.gpa.free(lines);
-        const bytes = try pages.alloc(u8, buffer_bytes);
-        exchange.* = .{ .head = .init(lines), .bytes = bytes, .own_bytes = bytes };
+        exchange.* = .{ .head = .init(&.{}), .bytes = &.{}, .own_bytes = &.{} };
+        try self.expand(exchange);
         return exchange;
     }
 
@@ -220,10 +284,24 @@ pub const Pool = struct {
         if (!exchange.output.is_empty()) exchange.output.deinit(self.gpa);
         // Not null when the server was stopped in the middle; the process ends with it then.
         exchange.continuation = null;
+        if (exchange.suspension) |suspension| {
+            _ = suspension.end();
+            suspension.release(self.gpa);
+            exchange.suspension = null;
+        }
         exchange.release_bytes(self.gpa);
         exchange.received = 0;
         exchange.request_end = 0;
+        if (exchange.own_bytes.len == 0) {
+            self.gpa.free(exchange.head.field_lines);
+            exchange.head.field_lines = &.{};
+        }
+        exchange.claims = null;
         exchange.head.reset();
+        self.put_back(exchange);
+    }
+
+    fn put_back(self: *Pool, exchange: *Exchange) void {
         self.mutex.lock();
         defer self.mutex.unlock();
         exchange.next = self.free;
@@ -262,6 +340,40 @@ test "a buffer grows with its bytes and is its old self in the pool" {
     try testing.expectEqual(exchange, again);
     try testing.expectEqual(buffer_bytes, again.bytes.len);
     try testing.expectEqual(1, pool.made);
+}
+
+test "a compacted exchange keeps its head and gets a buffer again" {
+    const gpa = testing.allocator;
+    var pool: Pool = .{ .gpa = gpa, .field_lines_max = 8 };
+    defer pool.deinit();
+    const exchange = try pool.acquire();
+    const text = "GET /a HTTP/1.1\r\nHost: b\r\n\r\n";
+    @memcpy(exchange.bytes[0..text.len], text);
+    exchange.received = text.len;
+    const limits: request_head.Limits = .{
+        .request_line_bytes_max = 100,
+        .head_bytes_max = 1000,
+        .field_lines_max = 8,
+    };
+    try testing.expect(try exchange.head.parse(exchange.bytes[0..text.len], limits));
+    exchange.request_end = text.len;
+    const buffer = exchange.own_bytes.ptr;
+    pool.compact(exchange);
+    pool.compact(exchange);
+    try testing.expectEqual(text.len, exchange.bytes.len);
+    try testing.expectEqualStrings("/a", exchange.head.path.of(exchange.bytes));
+    const value = exchange.head.lines()[0].value;
+    try testing.expectEqualStrings("b", value.of(exchange.bytes));
+
+    // The buffer serves another request meanwhile.
+    const other = try pool.acquire();
+    try testing.expectEqual(buffer, other.own_bytes.ptr);
+    pool.release(exchange);
+    const again = try pool.acquire();
+    defer pool.release(again);
+    defer pool.release(other);
+    try testing.expectEqual(exchange, again);
+    try testing.expectEqual(buffer_bytes, again.bytes.len);
 }
 
 test "output grows, moves up and frees itself" {

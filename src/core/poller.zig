@@ -10,6 +10,8 @@ const sys = @import("sys.zig");
 const pages = @import("pages.zig");
 const chunked = @import("chunked.zig");
 const predictor = @import("predictor.zig");
+const forwarded = @import("forwarded.zig");
+const proxy_header = @import("proxy_header.zig");
 const date_module = @import("date.zig");
 const refusal_module = @import("refusal.zig");
 const request_head = @import("request_head.zig");
@@ -17,10 +19,12 @@ const reactor_module = @import("reactor.zig");
 const deadlines_module = @import("deadlines.zig");
 const connection_module = @import("connection.zig");
 const body_module = @import("body.zig");
+const suspension_module = @import("suspension.zig");
 const exchange_module = @import("exchange.zig");
 const Server = @import("server.zig").Server;
 const Connection = connection_module.Connection;
 const Exchange = exchange_module.Exchange;
+const Suspension = suspension_module.Suspension;
 const Slots = connection_module.Slots;
 const Turn = connection_module.Turn;
 
@@ -29,10 +33,14 @@ pub const listeners_max = 64;
 /// How long a client that was refused may take to read why.
 const linger_ms = 2000;
 /// How long to wait for descriptors after the kernel had none, if no connection closes before.
-const accept_pause_ms = 1000;
-/// Tokens of listeners have this bit; those of connections do not (a generation would have to
-/// reach 2^31).
+const accept_pause_ms = 100;
+/// Tokens of listeners have this bit; those of connections have neither (a generation has 30 bits).
 const listener_bit: u64 = 1 << 63;
+/// Tokens of descriptors that a suspended response waits for: the connection's, with this bit.
+const watch_bit: u64 = 1 << 62;
+/// How long a client that has closed its sending side may still wait for a response that is
+/// suspended: it may have left, and nothing will be sent that could show it.
+const half_closed_ms = 1000;
 
 const Listener = struct {
     fd: sys.Fd,
@@ -113,13 +121,14 @@ pub const Poller = struct {
         self.reactor.deinit();
     }
 
-    /// Waits for something to do and does it. Returns when requests may have become ready, when the
-    /// server stops, or for another reason of its own; the caller calls again.
-    pub fn poll(self: *Poller) void {
+    /// Waits for something to do, if it may, and does it. Returns when requests may have become
+    /// ready, when the server stops, or for another reason of its own; the caller calls again.
+    pub fn poll(self: *Poller, may_wait: bool) void {
         const server = self.server;
         // Nobody may have polled for a while.
         self.now_ms = sys.monotonic_ms();
         self.take_handed_back();
+        self.take_resumed();
         if (server.drain_requested.load(.acquire) and !self.draining) self.begin_drain();
         if (self.draining) self.close_idle();
         // No batch of events is open here, so what the workers finished closes before the wait.
@@ -130,8 +139,8 @@ pub const Poller = struct {
         const timeout = if (has_work) 0 else self.timeout_ms();
         server.wants_idle.store(self.draining or self.is_waiting_for_room(), .seq_cst);
         server.waiting.store(true, .seq_cst);
-        const must_not_wait = server.handed_back.load(.seq_cst) != null or
-            server.outcome.load(.seq_cst) != .serving or
+        const must_not_wait = !may_wait or server.handed_back.load(.seq_cst) != null or
+            server.resumed.load(.seq_cst) != null or server.outcome.load(.seq_cst) != .serving or
             (self.is_waiting_for_room() and !self.is_full());
         const events = self.reactor.poll(&self.events, if (must_not_wait) 0 else timeout);
         server.waiting.store(false, .seq_cst);
@@ -171,7 +180,8 @@ pub const Poller = struct {
             if (event.readable) self.listeners[index].unread = true;
             return;
         }
-        const connection = self.slots.find(event.token) orelse return;
+        const connection = self.slots.find(event.token & ~watch_bit) orelse return;
+        if (event.token & watch_bit != 0) return self.on_watched(connection);
         if (connection.turn.load(.acquire) & Turn.worker != 0) {
             // Not ours: leave word for when it comes back. If it came back just now, it is ours.
             const before = connection.turn.fetchOr(bits_of(event), .acq_rel);
@@ -196,12 +206,18 @@ pub const Poller = struct {
     fn proceed(self: *Poller, connection: *Connection, writable: bool, broken: bool) void {
         switch (connection.state) {
             .free, .queued, .running, .closing => {},
+            .reading_proxy_header => if (connection.unread) self.read_proxy_header(connection),
             .reading_head => if (connection.unread) self.read_head(connection),
             .reading_body => if (connection.unread) self.read_body(connection),
             .writing => if (broken) {
                 self.mark_closing(connection);
             } else if (writable) {
                 self.flush(connection);
+            },
+            .suspended => if (broken) {
+                self.mark_closing(connection);
+            } else if (connection.hangup) {
+                self.limit_suspension(connection);
             },
             // Broken or at its end: reading tells.
             .lingering => if (connection.unread) self.drop_input(connection),
@@ -243,6 +259,79 @@ pub const Poller = struct {
         }
     }
 
+    // ---- Suspended responses -------------------------------------------------------------------
+
+    /// All that was ahead of the client has left, and the producer waits for an event of its own.
+    fn begin_suspension(self: *Poller, connection: *Connection, suspension: *Suspension) void {
+        connection.state = .suspended;
+        if (suspension.is_resumed() or suspension.deadline_ms <= self.now_ms) {
+            return self.resume_parked(connection);
+        }
+        if (suspension.watched != sys.no_fd) {
+            const token = connection.token() | watch_bit;
+            const fd = suspension.watched;
+            // A file that cannot be watched is ready (as select has it), and so the wait is over.
+            if (sys.wait_ready(fd, suspension.what, 0)) return self.end_watch(connection);
+            self.reactor.watch(fd, token, suspension.what) catch return self.end_watch(connection);
+        }
+        self.server.pool.compact(connection.exchange.?);
+        connection.deadline_ms = suspension.deadline_ms;
+        if (suspension.deadline_ms != suspension_module.never_ms) {
+            self.deadlines.ensure(connection.index, connection.deadline_ms);
+        }
+        if (connection.hangup) self.limit_suspension(connection);
+    }
+
+    fn limit_suspension(self: *Poller, connection: *Connection) void {
+        connection.deadline_ms = @min(connection.deadline_ms, self.now_ms + half_closed_ms);
+        self.deadlines.ensure(connection.index, connection.deadline_ms);
+    }
+
+    fn end_watch(self: *Poller, connection: *Connection) void {
+        _ = connection.exchange.?.suspension.?.begin_resume();
+        self.resume_parked(connection);
+    }
+
+    /// The event may be one of an earlier wait.
+    fn on_watched(self: *Poller, connection: *Connection) void {
+        const suspension = self.suspension_of(connection) orelse return;
+        if (suspension.watched == sys.no_fd) return;
+        if (sys.wait_ready(suspension.watched, suspension.what, 0)) self.end_watch(connection);
+    }
+
+    /// What a connection that is the poller's waits for.
+    fn suspension_of(_: *const Poller, connection: *Connection) ?*Suspension {
+        if (connection.turn.load(.acquire) & Turn.worker != 0) return null;
+        return if (connection.state == .suspended) connection.exchange.?.suspension else null;
+    }
+
+    /// Goes on with the responses that the application has resumed. One that its worker still has
+    /// is looked at when it is handed back.
+    fn take_resumed(self: *Poller) void {
+        var newest = self.server.resumed.swap(null, .acquire);
+        var oldest: ?*Suspension = null;
+        while (newest) |suspension| {
+            newest = suspension.next;
+            suspension.next = oldest;
+            oldest = suspension;
+        }
+        while (oldest) |suspension| {
+            oldest = suspension.next;
+            defer suspension.release(self.server.gpa);
+            const connection = self.slots.find(suspension.token) orelse continue;
+            if (self.suspension_of(connection) != suspension) continue;
+            self.resume_parked(connection);
+        }
+    }
+
+    fn end_suspension(self: *Poller, connection: *Connection, exchange: *Exchange) void {
+        const suspension = exchange.suspension orelse return;
+        exchange.suspension = null;
+        if (suspension.watched != sys.no_fd) self.reactor.unregister(suspension.watched);
+        exchange.progress.timed_out = suspension.end() and !connection.abandoned;
+        suspension.release(self.server.gpa);
+    }
+
     // ---- Accepting -----------------------------------------------------------------------------
 
     fn wants_to_accept(self: *const Poller) bool {
@@ -277,14 +366,7 @@ pub const Poller = struct {
     /// False when there is nothing more to accept for now.
     fn accept_one(self: *Poller, listener: *Listener, index: u8) bool {
         if (self.slots.in_use == self.slots.connections.len) {
-            if (!sys.wait_ready(listener.fd, .readable, 0)) {
-                // Nobody waits, so nobody has to go.
-                listener.unread = false;
-                return false;
-            }
-            const idle = self.find_idle() orelse return false;
-            self.mark_closing(idle);
-            self.close_marked();
+            if (!self.make_room(listener)) return false;
         }
         const accepted = sys.accept(listener.fd) catch |err| switch (err) {
             error.WouldBlock => {
@@ -292,13 +374,35 @@ pub const Poller = struct {
                 return false;
             },
             error.ConnectionGone => return true,
-            error.DescriptorsExhausted, error.OutOfMemory, error.Unexpected => {
-                self.accept_after_ms = self.now_ms + accept_pause_ms;
-                return false;
+            error.DescriptorsExhausted => again: {
+                if (!self.make_room(listener)) {
+                    return if (listener.unread) self.pause_accepting() else false;
+                }
+                break :again sys.accept(listener.fd) catch return self.pause_accepting();
             },
+            error.OutOfMemory, error.Unexpected => return self.pause_accepting(),
         };
         self.adopt(accepted, index);
         return true;
+    }
+
+    /// Closes what has ended, or else the connection that has been idle longest, for a client in
+    /// the backlog. False when none is idle, or nobody waits, so that nobody has to go: accept(2)
+    /// finds out that there are no descriptors before it looks for a client.
+    fn make_room(self: *Poller, listener: *Listener) bool {
+        if (!sys.may_be_ready(listener.fd, .readable)) {
+            listener.unread = false;
+            return false;
+        }
+        if (self.closing == null) self.mark_closing(self.find_idle() orelse return false);
+        self.close_marked();
+        return true;
+    }
+
+    /// Always false, as `accept_one`.
+    fn pause_accepting(self: *Poller) bool {
+        self.accept_after_ms = self.now_ms + accept_pause_ms;
+        return false;
     }
 
     fn adopt(self: *Poller, accepted: sys.Accepted, listener: u8) void {
@@ -309,7 +413,14 @@ pub const Poller = struct {
         connection.state = .reading_head;
         connection.active_ns = sys.monotonic_ns();
         _ = self.server.connection_count.fetchAdd(1, .monotonic);
-        self.set_deadline(connection, self.server.options.keep_alive_timeout_ms);
+        var patience_ms = self.server.options.keep_alive_timeout_ms;
+        const proxies = &self.server.proxies;
+        connection.trusted = proxies.trusts(&accepted.address);
+        if (connection.trusted and proxies.protocol) {
+            connection.state = .reading_proxy_header;
+            patience_ms = self.server.options.head_timeout_ms;
+        }
+        self.set_deadline(connection, patience_ms);
         self.reactor.register(accepted.fd, connection.token()) catch {
             self.mark_closing(connection);
         };
@@ -319,7 +430,7 @@ pub const Poller = struct {
     /// event of that one is on its way: it may have a request, or have ended and make room itself.
     fn find_idle(self: *const Poller) ?*Connection {
         const connection = self.find_longest_idle() orelse return null;
-        if (!sys.wait_ready(connection.fd, .readable, 0)) return connection;
+        if (!sys.may_be_ready(connection.fd, .readable)) return connection;
         connection.unread = true; // so that it does not stand in the way again
         return null;
     }
@@ -329,10 +440,51 @@ pub const Poller = struct {
         for (self.slots.touched()) |*connection| {
             if (connection.fd == sys.no_fd) continue;
             if (connection.turn.load(.seq_cst) & Turn.worker != 0) continue;
-            if (!connection.is_idle() or connection.unread) continue;
+            // Who was answered for the last time and only has not closed yet counts as idle.
+            if (!connection.is_idle() and connection.state != .lingering) continue;
+            if (connection.unread) continue;
             if (found == null or connection.active_ns < found.?.active_ns) found = connection;
         }
         return found;
+    }
+
+    // ---- Reading a PROXY header ----------------------------------------------------------------
+
+    fn read_proxy_header(self: *Poller, connection: *Connection) void {
+        const exchange = connection.exchange orelse self.server.pool.acquire() catch {
+            return self.mark_closing(connection);
+        };
+        connection.exchange = exchange;
+        comptime std.debug.assert(proxy_header.bytes_max < exchange_module.buffer_bytes);
+        while (true) {
+            const count = self.receive(connection, exchange.bytes[exchange.received..]) orelse
+                return;
+            exchange.received += @intCast(count);
+            if (count > 0 and self.take_proxy_header(connection, exchange)) return;
+            if (!connection.unread) break;
+        }
+        if (connection.hangup) {
+            self.mark_closing(connection);
+        } else if (exchange.received == 0) {
+            self.server.pool.release(exchange);
+            connection.exchange = null;
+        }
+    }
+
+    /// True when the connection has left the state of reading a PROXY header.
+    fn take_proxy_header(self: *Poller, connection: *Connection, exchange: *Exchange) bool {
+        var parser: proxy_header.Parser = .{};
+        const complete = parser.feed(exchange.bytes[0..exchange.received]) catch {
+            // No answer: who speaks is not known, nor whether it is HTTP.
+            self.server.notify(.proxy_header_missing, &connection.address);
+            self.mark_closing(connection);
+            return true;
+        };
+        if (!complete) return false;
+        self.server.proxies.introduce(connection, parser.source);
+        exchange.request_end = parser.header_bytes;
+        self.next_request(connection);
+        return true;
     }
 
     // ---- Reading a head ------------------------------------------------------------------------
@@ -404,6 +556,10 @@ pub const Poller = struct {
             self.refuse(connection, 501, "connect");
             return true;
         }
+        if (connection.trusted) self.server.proxies.read_claims(exchange) catch |err| {
+            self.refuse(connection, 400, forwarded.reason_of(err));
+            return true;
+        };
         self.begin_body(connection, exchange);
         return true;
     }
@@ -417,6 +573,12 @@ pub const Poller = struct {
             return self.refuse_body(connection, err);
         };
         if (body.complete or body.mode == .streamed) return self.make_ready(connection, exchange);
+        if (body.continue_due) {
+            body.continue_due = false;
+            // Nothing was sent since the last response left whole: it fits, or the client is gone.
+            const sent = sys.send(connection.fd, body_module.continue_head) catch 0;
+            if (sent != body_module.continue_head.len) return self.mark_closing(connection);
+        }
         connection.state = .reading_body;
         body.take_buffered(exchange, server.gpa, self.scratch, &server.body_limits) catch |err| {
             return self.refuse_body(connection, err);
@@ -459,6 +621,7 @@ pub const Poller = struct {
         switch (err) {
             error.TooLarge => self.refuse(connection, 413, "body_too_large"),
             error.OutOfMemory => self.refuse(connection, 503, "out_of_memory"),
+            error.DescriptorsExhausted => self.refuse(connection, 503, "no_descriptors"),
             error.NoSpace => self.refuse(connection, 507, "no_space_for_body"),
             error.Unexpected => self.refuse(connection, 500, "temporary_file"),
             else => |bad| {
@@ -533,12 +696,17 @@ pub const Poller = struct {
         switch (connection.after) {
             .keep => self.next_request(connection),
             .close => self.linger(connection),
-            .proceed => self.resume_parked(connection),
+            .proceed => if (connection.exchange.?.suspension) |suspension| {
+                self.begin_suspension(connection, suspension);
+            } else {
+                self.resume_parked(connection);
+            },
         }
     }
 
     /// The client took all that was ahead of it: the producer goes on.
     fn resume_parked(self: *Poller, connection: *Connection) void {
+        self.end_suspension(connection, connection.exchange.?);
         self.has_resumed = true;
         connection.state = .queued;
         connection.turn.store(Turn.worker, .release);
@@ -610,6 +778,7 @@ pub const Poller = struct {
             sys.close(connection.fd);
             if (connection.exchange) |exchange| self.server.pool.release(exchange);
             self.slots.release(connection);
+            self.accept_after_ms = 0; // there is a descriptor again
             _ = self.server.connection_count.fetchSub(1, .monotonic);
         }
     }
@@ -642,12 +811,18 @@ pub const Poller = struct {
 
     fn time_out(self: *Poller, connection: *Connection) void {
         switch (connection.state) {
+            .reading_proxy_header => self.mark_closing(connection),
             .reading_head => if (connection.exchange == null) {
                 self.mark_closing(connection);
             } else {
                 self.refuse(connection, 408, "head_timeout");
             },
             .reading_body => self.refuse(connection, 408, "body_timeout"),
+            .suspended => if (connection.exchange.?.suspension.?.deadline_ms > self.now_ms) {
+                self.mark_closing(connection); // its patience ended, or rather its client's
+            } else {
+                self.resume_parked(connection);
+            },
             .writing, .lingering => self.mark_closing(connection),
             .free, .queued, .running, .closing => {},
         }
@@ -670,9 +845,12 @@ pub const Poller = struct {
         for (self.slots.touched()) |*connection| {
             if (connection.fd == sys.no_fd) continue;
             if (connection.turn.load(.acquire) & Turn.worker != 0) continue;
-            if (connection.state != .reading_head) continue;
             // A request that came but was not read yet is answered.
-            self.read_head(connection);
+            switch (connection.state) {
+                .reading_head => self.read_head(connection),
+                .reading_proxy_header => self.read_proxy_header(connection),
+                else => continue,
+            }
             if (self.complete_count == self.complete.len) self.submit();
         }
     }

@@ -45,6 +45,16 @@ const pinned_bytes_min = 16 * 1024;
 
 const chunk_end = "\r\n";
 
+/// Pieces that follow one another faster than this leave together: PEP 3333, "Buffering and
+/// Streaming", lets another thread see to it that a block is sent while the next one is produced.
+const burst_ns_max = 200 * std.time.ns_per_us;
+
+/// That other thread: it calls `Reply.push` within a few milliseconds of a wake.
+pub const Pusher = struct {
+    context: *anyopaque,
+    wake: *const fn (*anyopaque) void,
+};
+
 /// Whether a producer may go on.
 pub const Flow = enum {
     more,
@@ -64,6 +74,8 @@ pub const Progress = struct {
     broken: bool = false,
     /// The application gave more than its own Content-Length; the rest was cut.
     too_long: bool = false,
+    /// The wait that a suspended producer goes on from ended by its time.
+    timed_out: bool = false,
     framing: Framing = .none,
     remaining: u64 = 0,
     /// For the log.
@@ -86,6 +98,13 @@ pub const Reply = struct {
     progress: Progress = .{},
     /// Whether the write in progress may wait for the client.
     waits: bool = true,
+    pusher: ?Pusher = null,
+    /// Whether the piece in progress may wait in the kernel for the next one.
+    holds: bool = false,
+    /// When the last piece was given (`monotonic_ns`).
+    piece_ns: u64 = 0,
+    /// The socket that may hold something back. Set by the worker, taken by whoever pushes.
+    held: std.atomic.Value(sys.Fd) = .init(sys.no_fd),
 
     pub fn init(
         gpa: std.mem.Allocator,
@@ -127,6 +146,21 @@ pub const Reply = struct {
         self.exchange = exchange;
         self.progress = exchange.progress;
         if (connection.abandoned) self.progress.broken = true;
+    }
+
+    /// Takes the head away from a reply that parks before it was sent; null where there is none.
+    pub fn take_head(self: *Reply) ?ResponseHead {
+        if (!self.progress.started or self.progress.head_sent) return null;
+        var head = self.head;
+        self.head = .init(self.gpa);
+        head.shrink();
+        return head;
+    }
+
+    /// Gives it back, to the reply of any worker.
+    pub fn put_head(self: *Reply, head: ResponseHead) void {
+        self.head.deinit();
+        self.head = head;
     }
 
     /// Leaves the reply as it is for another time.
@@ -172,13 +206,35 @@ pub const Reply = struct {
         if (self.progress.too_long) return error.BodyTooLong;
     }
 
+    /// Sends what is held back. Any thread, while the server lives.
+    pub fn push(self: *Reply) void {
+        const fd = self.held.swap(sys.no_fd, .seq_cst);
+        if (fd != sys.no_fd) sys.push(fd);
+    }
+
     fn write_piece(self: *Reply, bytes: []const u8, length_known: ?u64) WriteError!void {
         if (self.progress.broken) return error.ClientGone;
+        self.holds = self.may_hold(bytes.len);
+        defer self.holds = false;
         if (!self.progress.head_sent) {
             try self.send_head(bytes, length_known);
         } else {
             try self.send_piece(bytes);
         }
+    }
+
+    /// Whether this piece can wait for the next: not the first, which may be all for a while, nor
+    /// the last.
+    fn may_hold(self: *Reply, bytes: usize) bool {
+        if (!sys.can_hold or self.pusher == null) return false;
+        const now_ns = sys.monotonic_ns();
+        defer self.piece_ns = now_ns;
+        if (!self.progress.head_sent or now_ns -| self.piece_ns >= burst_ns_max) return false;
+        return switch (self.progress.framing) {
+            .none => false,
+            .content_length => bytes < self.progress.remaining,
+            .chunked, .until_close => true,
+        };
     }
 
     /// Whether an interim response can be sent: HTTP/1.0 has none (RFC 9110 15.2), and after the
@@ -348,10 +404,19 @@ pub const Reply = struct {
     }
 
     fn send_once(self: *Reply, pieces: []const sys.Iovec) sys.WriteError!usize {
+        if (self.holds) return self.send_held(pieces);
         if (pieces.len == 1) {
             return sys.send(self.connection.fd, pieces[0].base[0..pieces[0].len]);
         }
         return sys.send_vector(self.connection.fd, pieces);
+    }
+
+    fn send_held(self: *Reply, pieces: []const sys.Iovec) sys.WriteError!usize {
+        const fd = self.connection.fd;
+        const count = try sys.send_held(fd, pieces);
+        const pusher = self.pusher.?;
+        if (self.held.swap(fd, .seq_cst) == sys.no_fd) pusher.wake(pusher.context);
+        return count;
     }
 
     fn keep(self: *Reply, pieces: []sys.Iovec) WriteError!void {

@@ -75,6 +75,11 @@ pub const ResponseHead = struct {
         self.gpa.free(self.buffer);
     }
 
+    /// Gives back the memory that nothing was written to.
+    pub fn shrink(self: *ResponseHead) void {
+        self.buffer = self.gpa.realloc(self.buffer, self.len) catch return;
+    }
+
     /// Starts over with a status such as "404 Not Found", in Latin-1.
     pub fn begin(self: *ResponseHead, status: []const u8) Error!void {
         self.len = 0;

@@ -16,7 +16,10 @@ const scheduler_module = @import("scheduler.zig");
 const reply_module = @import("reply.zig");
 const exchange_module = @import("exchange.zig");
 const connection_module = @import("connection.zig");
+const proxies_module = @import("proxies.zig");
+const notices_module = @import("notices.zig");
 const Poller = @import("poller.zig").Poller;
+const Suspension = @import("suspension.zig").Suspension;
 const Connection = connection_module.Connection;
 const Exchange = exchange_module.Exchange;
 const Reply = reply_module.Reply;
@@ -44,6 +47,10 @@ pub const Options = struct {
     drain_timeout_ms: u64 = 30_000,
     /// Where request bodies beyond `body_memory_bytes` go.
     temporary_directory: []const u8 = "/tmp",
+    /// For `Proxies.init`.
+    proxy_trusted: []const u8 = "",
+    proxy_headers: []const u8 = "x-forwarded",
+    proxy_protocol: bool = false,
 
     pub fn head_limits(self: *const Options) request_head.Limits {
         return .{
@@ -115,7 +122,7 @@ pub const Counts = struct {
 /// How long in the queue makes a half-closed connection look abandoned.
 const patience_ns = std.time.ns_per_s;
 
-pub const InitError = error{ OutOfMemory, Unexpected };
+pub const InitError = error{ OutOfMemory, Unexpected } || proxies_module.InitError;
 
 pub const Server = struct {
     pub const Task = Connection;
@@ -124,14 +131,20 @@ pub const Server = struct {
     gpa: std.mem.Allocator,
     options: Options,
     body_limits: body_module.Limits,
+    /// Half of the threads may wait for clients that were asked to continue.
+    streams: body_module.Streams,
     application: Application,
     scheduler: Scheduler,
     pool: exchange_module.Pool,
+    proxies: proxies_module.Proxies,
+    notices: notices_module.Notices = .{},
     poller: Poller,
     crews: []Crew,
     crews_begun: std.atomic.Value(u32) = .init(0),
     /// Connections that workers give back to the poller, newest first.
     handed_back: std.atomic.Value(?*Connection) = .init(null),
+    /// Suspensions that the application resumed, newest first; a reference each.
+    resumed: std.atomic.Value(?*Suspension) = .init(null),
     /// The poller waits, or is about to, and must be woken for a connection handed back.
     waiting: std.atomic.Value(bool) = .init(false),
     drain_requested: std.atomic.Value(bool) = .init(false),
@@ -140,7 +153,7 @@ pub const Server = struct {
     /// Responses say that the connection will be closed.
     draining: std.atomic.Value(bool) = .init(false),
     outcome: std.atomic.Value(Outcome) = .init(.serving),
-    /// Its reading end becomes readable with the outcome.
+    /// Its reading end becomes readable with the outcome, and with a notice.
     outcome_pipe: [2]sys.Fd,
     requests: std.atomic.Value(u64) = .init(0),
     /// Requests never begun, since their clients had gone.
@@ -164,19 +177,29 @@ pub const Server = struct {
         errdefer scheduler.deinit(gpa);
         const crews = try gpa.alloc(Crew, scheduler.worker_count());
         errdefer gpa.free(crews);
+        var proxies = try proxies_module.Proxies.init(
+            gpa,
+            options.proxy_trusted,
+            options.proxy_headers,
+            options.proxy_protocol,
+        );
+        errdefer proxies.deinit(gpa);
         const outcome_pipe = try sys.socket_pair();
         errdefer for (outcome_pipe) |fd| sys.close(fd);
         self.* = .{
             .gpa = gpa,
             .options = options,
             .body_limits = options.body_limits(),
+            .streams = .{ .max = options.threads / 2 },
             .application = application,
             .scheduler = scheduler,
             .pool = .{ .gpa = gpa, .field_lines_max = options.fields },
+            .proxies = proxies,
             .poller = undefined,
             .crews = crews,
             .outcome_pipe = outcome_pipe,
         };
+        self.body_limits.streams = &self.streams;
         self.poller = try Poller.init(self, listeners);
         errdefer self.poller.deinit();
         for (crews, 0..) |*crew, index| {
@@ -191,6 +214,7 @@ pub const Server = struct {
                 application.interlude,
                 &self.draining,
             );
+            crew.reply.pusher = .{ .context = self, .wake = wake_pusher };
         }
         self.scheduler.start() catch return error.Unexpected;
         return self;
@@ -204,6 +228,8 @@ pub const Server = struct {
         self.poller.deinit();
         self.scheduler.deinit(gpa);
         self.pool.deinit();
+        self.drop_resumed();
+        self.proxies.deinit(gpa);
         for (self.crews) |*crew| crew.reply.deinit();
         gpa.free(self.crews);
         for (self.outcome_pipe) |fd| sys.close(fd);
@@ -238,7 +264,17 @@ pub const Server = struct {
         if (self.outcome.cmpxchgStrong(.serving, outcome, .acq_rel, .acquire) != null) return;
         self.scheduler.stop();
         self.poller.reactor.wake();
-        _ = sys.send(self.outcome_pipe[1], "x") catch {};
+        // The end of the stream is readable as well, and takes no memory to say.
+        _ = sys.send(self.outcome_pipe[1], "x") catch sys.shutdown_send(self.outcome_pipe[1]);
+    }
+
+    /// Leaves word for the operator, once for each kind, and ends `wait` of the main thread for it.
+    pub fn notify(
+        self: *Server,
+        kind: notices_module.Kind,
+        address: *const sys.Address,
+    ) void {
+        if (self.notices.leave(kind, address)) _ = sys.send(self.outcome_pipe[1], "x") catch {};
     }
 
     pub fn counts(self: *Server) Counts {
@@ -255,6 +291,27 @@ pub const Server = struct {
         };
     }
 
+    /// Lets a suspended response go on. Any thread, any time, even after the request has ended.
+    pub fn resume_suspended(self: *Server, suspension: *Suspension) void {
+        if (!suspension.begin_resume()) return;
+        _ = suspension.retain();
+        var first = self.resumed.load(.monotonic);
+        while (true) {
+            suspension.next = first;
+            const seen = self.resumed.cmpxchgWeak(first, suspension, .seq_cst, .monotonic);
+            first = seen orelse break;
+        }
+        self.wake_waiting_poller();
+    }
+
+    fn drop_resumed(self: *Server) void {
+        var first = self.resumed.swap(null, .acquire);
+        while (first) |suspension| {
+            first = suspension.next;
+            suspension.release(self.gpa);
+        }
+    }
+
     // ---- The scheduler's host ------------------------------------------------------------------
 
     pub fn attach(self: *Server, worker: *Worker) void {
@@ -268,8 +325,24 @@ pub const Server = struct {
         crew.thread_state = self.application.interlude.leave();
     }
 
-    pub fn poll(self: *Server, _: *Worker) void {
-        self.poller.poll();
+    pub fn poll(self: *Server, _: *Worker, may_wait: bool) void {
+        self.poller.poll(may_wait);
+    }
+
+    fn wake_pusher(context: *anyopaque) void {
+        const self: *Server = @ptrCast(@alignCast(context));
+        self.scheduler.wake_monitor();
+    }
+
+    /// The monitor's: sends what responses in progress hold back. Whether there was any.
+    pub fn on_tick(self: *Server) bool {
+        var found = false;
+        for (self.crews) |*crew| {
+            if (crew.reply.held.load(.seq_cst) == sys.no_fd) continue;
+            found = true;
+            crew.reply.push();
+        }
+        return found;
     }
 
     pub fn wake_poller(self: *Server) void {
@@ -365,6 +438,8 @@ pub const Server = struct {
     fn release_parked(self: *Server, connection: *Connection) void {
         connection.state = .writing;
         connection.after = .proceed;
+        // Only the poller can begin a wait that may be shorter than the heap's entry.
+        if (connection.exchange.?.suspension != null) return self.hand_back(connection);
         connection.deadline_ms = sys.monotonic_ms() + self.options.write_timeout_ms;
         self.give_up_turn(connection);
     }
@@ -389,8 +464,12 @@ pub const Server = struct {
             const seen = self.handed_back.cmpxchgWeak(first, connection, .seq_cst, .monotonic);
             first = seen orelse break;
         }
-        // The poller sets `waiting` and then looks at the list; this is the other order, so one of
-        // the two sees the other's write.
+        self.wake_waiting_poller();
+    }
+
+    /// After putting something on a list of the poller's. The poller sets `waiting` and then looks
+    /// at the lists; this is the other order, so one of the two sees the other's write.
+    fn wake_waiting_poller(self: *Server) void {
         if (self.waiting.load(.seq_cst) and self.waiting.swap(false, .seq_cst)) {
             self.poller.reactor.wake();
         }

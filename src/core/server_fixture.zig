@@ -9,6 +9,7 @@ const std = @import("std");
 const testing = std.testing;
 const c = std.c;
 const sys = @import("sys.zig");
+const kernel = @import("kernel_fixture.zig");
 const server_module = @import("server.zig");
 const body_module = @import("body.zig");
 const reply_module = @import("reply.zig");
@@ -389,6 +390,8 @@ pub const Setup = struct {
     /// Of the accepted sockets, so that a response soon fills them.
     send_buffer_bytes: ?c_int = null,
     family: enum { tcp, unix } = .tcp,
+    /// What the server's threads meet of faults.
+    plan: ?*kernel.Plan = null,
 };
 
 pub const Fixture = struct {
@@ -396,7 +399,9 @@ pub const Fixture = struct {
     server: *Server,
     threads: []std.Thread,
     address: std.net.Address,
+    plan: ?*kernel.Plan,
     descriptors_before: usize,
+    mapped_before: usize,
     is_over: bool = false,
 
     pub fn start(setup: Setup) !*Fixture {
@@ -409,9 +414,12 @@ pub const Fixture = struct {
             .server = undefined,
             .threads = &.{},
             .address = address,
+            .plan = setup.plan,
             .descriptors_before = descriptors_before,
+            .mapped_before = kernel.mapped_bytes.load(.monotonic),
         };
-        self.server = try Server.create(gpa, setup.options, &.{listener}, .{
+        errdefer sys.close(listener);
+        self.server = try Server.create(kernel.allocator, setup.options, &.{listener}, .{
             .context = &self.app,
             .handle = App.handle,
             .proceed = App.proceed,
@@ -431,16 +439,17 @@ pub const Fixture = struct {
     pub fn run(self: *Fixture) !void {
         self.threads = try gpa.alloc(std.Thread, self.server.worker_count());
         for (self.threads) |*thread| {
-            thread.* = try std.Thread.spawn(.{ .stack_size = 1024 * 1024 }, work, .{self.server});
+            thread.* = try std.Thread.spawn(.{ .stack_size = 1024 * 1024 }, work, .{self});
         }
         // A thread that has not begun waits for the GIL, and cannot poll if a handler keeps it.
         const count = self.server.worker_count();
         while (self.server.crews_begun.load(.monotonic) < count) sys.sleep_ms(1);
     }
 
-    fn work(server: *Server) void {
+    fn work(self: *Fixture) void {
+        kernel.arm(self.plan);
         enter(null);
-        server.run_worker();
+        self.server.run_worker();
         _ = leave();
     }
 
@@ -466,6 +475,7 @@ pub const Fixture = struct {
         const exchanges = server.pool.in_use;
         const parked = self.app.parked_count;
         self.destroy();
+        try testing.expectEqual(self.mapped_before, kernel.mapped_bytes.load(.monotonic));
         try testing.expect(ended);
         try testing.expectEqual(expected, seen);
         try testing.expectEqual(0, self.app.faults.load(.monotonic));
@@ -593,7 +603,7 @@ fn open_listener(setup: Setup, listener: *sys.Fd) !std.net.Address {
 }
 
 /// Descriptors that the process has open.
-fn count_descriptors() usize {
+pub fn count_descriptors() usize {
     var count: usize = 0;
     for (0..1024) |fd| {
         if (c.fcntl(@intCast(fd), c.F.GETFD, @as(c_int, 0)) >= 0) count += 1;

@@ -14,6 +14,7 @@ const core = @import("core");
 const capi = @import("capi.zig");
 const call_module = @import("call.zig");
 const environ_module = @import("environ.zig");
+const suspend_module = @import("suspend.zig");
 const input_stream = @import("input_stream.zig");
 const file_wrapper = @import("file_wrapper.zig");
 const names_module = @import("names.zig");
@@ -69,6 +70,8 @@ const Continuation = struct {
     context: *Object,
     /// Kept by the application; else the worker's own do.
     handles: ?*call_module.Handles,
+    /// Where the response was suspended before its head was sent.
+    response_head: ?core.response_head.ResponseHead,
 };
 
 const State = enum { finished, parked };
@@ -127,6 +130,7 @@ pub const Bridge = struct {
         self.names = try Names.init();
         try input_stream.init_type();
         try call_module.init_type();
+        try suspend_module.init_type();
         const wrapper = try file_wrapper.init_type(&self.names.keys);
         const contextvars = try capi.owned(capi.PyImport_ImportModule("contextvars"));
         defer capi.drop(contextvars);
@@ -142,7 +146,8 @@ pub const Bridge = struct {
             base.* = try self.base_environ(listener, wrapper, empty_input);
         }
         const connections = options.connections;
-        self.environs = try Environs.init(&self.names, bases, connections);
+        const flavour = core.forwarded.Flavour.parse(options.proxy_headers) orelse .x_forwarded;
+        self.environs = try Environs.init(&self.names, bases, connections, flavour);
         self.seats = try gpa.alloc(Seat, options.threads + 1);
         for (self.seats) |*seat| {
             seat.* = .{ .templates = try gpa.alloc(?environ_module.Template, listeners.len) };
@@ -184,7 +189,7 @@ pub const Bridge = struct {
             .{ keys.SERVER_PROTOCOL, capi.new(names.http_1_1) },
             .{ keys.SERVER_SOFTWARE, try capi.interned("serve-zig/" ++ core.version) },
             .{ keys.@"wsgi.version", version },
-            .{ keys.@"wsgi.url_scheme", try capi.interned("http") },
+            .{ keys.@"wsgi.url_scheme", capi.new(names.http) },
             .{ keys.@"wsgi.input", capi.new(empty_input) },
             .{ keys.@"wsgi.errors", errors },
             .{ keys.@"wsgi.multithread", capi.boolean(true) },
@@ -194,6 +199,10 @@ pub const Bridge = struct {
             .{ keys.@"wsgi.input_terminated", capi.boolean(true) },
             .{ keys.@"wsgi.early_hints", capi.none() },
             .{ keys.@"serve_zig.client_disconnected", capi.none() },
+            .{ keys.@"x-wsgiorg.suspend", capi.none() },
+            .{ keys.@"x-wsgiorg.fdevent.readable", capi.none() },
+            .{ keys.@"x-wsgiorg.fdevent.writable", capi.none() },
+            .{ keys.@"x-wsgiorg.fdevent.timeout", capi.none() },
             .{ keys.@"serve_zig.request_id", capi.none() },
             .{ keys.@"serve_zig.queue_seconds", capi.none() },
         };
@@ -279,6 +288,7 @@ pub const Bridge = struct {
         seat.response = taken.response;
         seat.is_proceeding = true;
         if (taken.response.input) |stream| stream.crew = crew;
+        if (taken.response_head) |head| crew.reply.put_head(head);
         self.proceed_in(crew, seat, taken) catch {
             self.give_up(crew, error.Raised);
             seat.response.drop();
@@ -356,6 +366,7 @@ pub const Bridge = struct {
             .response = seat.response,
             .context = request_context,
             .handles = handles,
+            .response_head = crew.reply.take_head(),
         };
         seat.response = .{};
         crew.reply.park(continuation);
@@ -395,6 +406,7 @@ pub const Bridge = struct {
     ) Trouble!State {
         if (is_proceeding) {
             self.seats[crew.worker.index].input = response.input;
+            call_module.of(call).timed_out = crew.reply.progress.timed_out;
             response.drop_piece();
             if (crew.reply.progress.broken) return error.ClientGone;
             if (crew.reply.progress.too_long) return trouble_of(error.BodyTooLong);
@@ -541,13 +553,33 @@ pub const Bridge = struct {
             const piece = capi.PyIter_Next(iterator) orelse break;
             response.piece = piece;
             const bytes = try piece_bytes(piece);
-            if (bytes.len > 0 and try self.offer(crew, bytes, response.length) == .full) {
+            if (bytes.len > 0) {
+                if (try self.offer(crew, bytes, response.length) == .full) return .parked;
+            } else if (self.begin_suspension(crew)) {
+                response.drop_piece();
                 return .parked;
             }
             response.drop_piece();
         }
         if (capi.PyErr_Occurred() != null) return error.Raised;
         return self.finish(crew);
+    }
+
+    /// The application has yielded an empty string. Whether it asked to be parked until an event
+    /// of its own; where that can't be, its thread waits here.
+    fn begin_suspension(self: *Bridge, crew: *Crew) bool {
+        const active = self.seats[crew.worker.index].active.?;
+        const suspension = suspend_module.take(active.call) orelse return false;
+        crew.reply.push();
+        if (self.may_park(crew)) {
+            crew.exchange.suspension = suspension;
+            return true;
+        }
+        const state = capi.PyEval_SaveThread();
+        active.call.timed_out = suspension.wait(crew.connection);
+        capi.PyEval_RestoreThread(state);
+        suspension.release(std.heap.c_allocator);
+        return false;
     }
 
     fn has_said_all(_: *Bridge, crew: *Crew) bool {
@@ -681,7 +713,7 @@ pub const Bridge = struct {
         const target = try capi.latin1(exchange.head.target.of(exchange.bytes));
         defer capi.drop(target);
         var storage: [core.sys.address_text_bytes_max]u8 = undefined;
-        const address = core.sys.address_text(&crew.connection.address, &storage);
+        const address = core.sys.address_text(crew.connection.client(), &storage);
         const client = try capi.latin1(address);
         defer capi.drop(client);
         const end: ?*Object = null;
