@@ -31,7 +31,6 @@ _VARIABLE_PATTERN = r"\$\{[A-Za-z_][A-Za-z0-9_]*(:-[^}]*)?\}"
 _SIZE_PATTERN = rf"^[0-9]{{1,20}} ?({'|'.join(kinds.SIZE_UNITS)})$"
 
 # The tables of which there may be several: [[static]].
-_ARRAYS: frozenset[str] = getattr(schema, "ARRAYS", frozenset())
 
 # What a kind that this file does not know calls itself, word for word.
 _NAMED: dict[str, JsonSchema] = {
