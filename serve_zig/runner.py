@@ -120,9 +120,7 @@ def serve(config: Config) -> int:
         return EXIT_DRAINED
     finally:
         close_listeners(listeners)
-    have_ended = workers.join(
-        _JOIN_SECONDS if status == EXIT_DRAINED else _JOIN_SECONDS_HURRIED
-    )
+    have_ended = workers.join(_JOIN_SECONDS if status == EXIT_DRAINED else _JOIN_SECONDS_HURRIED)
     server.close_logs()
     if not have_ended:
         _exit(status)

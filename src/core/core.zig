@@ -32,6 +32,7 @@ pub const server = @import("server.zig");
 
 test {
     @import("std").testing.refAllDecls(@This());
+    _ = @import("log_test.zig");
     _ = @import("scheduler_test.zig");
     _ = @import("server_test.zig");
 }
