@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 
+from serve_zig import cgroup
 from serve_zig.application import load
 from serve_zig.application_traceback import format_stack
 from serve_zig.config import ACCESS_WORDS
@@ -22,15 +23,21 @@ from serve_zig.errors import (
     LauncherError,
     StartInterruptedError,
 )
+from serve_zig.kinds import size_text
 from serve_zig.listeners import Listener, close_listeners, open_listeners
 from serve_zig.logging import LEVELS, Log
+from serve_zig.notices import text_of
 from serve_zig.signals import Signals
+from serve_zig.static_tables import core_tables
 from serve_zig.target import parse_target
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from serve_zig._core import Server
     from serve_zig.config import Config
+    from serve_zig.telemetry import Telemetry
+
+    Options = dict[str, int | bool | str | list[tuple[str, str, str, str, bool]]]
 
 # A signal ends the wait before that.
 _WAIT_MS = 60_000
@@ -89,7 +96,10 @@ def serve(config: Config) -> int:
             config.place("listen.bind"),
         )
         target = parse_target(config.text("app.target"))
+        telemetry = open_telemetry(config, log)
         application = load(target, config.text("app.directory"), config.place("app.target"))
+        if telemetry is not None:
+            application = telemetry.wrap(application)
         for listener in listeners:
             listener.listen(config.integer("listen.backlog"))
         options = core_options(config, connections)
@@ -109,8 +119,11 @@ def serve(config: Config) -> int:
             f"serve-zig {version} (pid {os.getpid()}) serves {target.text} on {urls} "
             f"with {config.integer('concurrency.threads')} threads"
         )
+        _say_surroundings(config, log)
         run = _Run(server, workers, listeners, signals, log, config.seconds("timeouts.drain"))
         status = run.wait()
+        if telemetry is not None:
+            telemetry.close()
         signals.ending()
     except (StartInterruptedError, LauncherError):
         # An import that a signal broke off may fail in the application's own way.
@@ -126,6 +139,30 @@ def serve(config: Config) -> int:
         _exit(status)
     _exit_within(_EXIT_SECONDS, status, log)
     return status
+
+
+def _say_surroundings(config: Config, log: Log) -> None:
+    """Log what explains later what is seen: the container's limits, and where uploads go."""
+    limits = cgroup.read()
+    log.info(f"{limits}; neither changes concurrency.threads")
+    if limits.hint():
+        log.info(limits.hint())
+    directory = temporary_directory()
+    if not os.access(directory, os.W_OK | os.X_OK):
+        body_memory = size_text(config.integer("limits.body_memory"))
+        log.warning(
+            f"no temporary directory can be written to ({directory} and others): a request body "
+            f"past limits.body_memory ({body_memory}) is answered 500; mount one, or set TMPDIR"
+        )
+
+
+def open_telemetry(config: Config, log: Log) -> Telemetry | None:
+    """Return what makes spans of requests; None, without importing it, where none are wanted."""
+    if not config.text("telemetry.otlp_endpoint"):
+        return None
+    from serve_zig.telemetry import Telemetry
+
+    return Telemetry(config, log)
 
 
 def core_server() -> type[Server]:
@@ -148,14 +185,15 @@ def build_information() -> dict[str, str]:
     return build_info()
 
 
-def core_options(config: Config, connections: int) -> dict[str, int | bool | str]:
+def core_options(config: Config, connections: int) -> Options:
     """Return the config as the core takes it: times in milliseconds, sizes in bytes."""
-    options: dict[str, int | bool | str] = {
-        name: config.integer(path) for name, path in _OPTIONS.items()
-    }
+    options: Options = {name: config.integer(path) for name, path in _OPTIONS.items()}
     for name, path in _OPTIONS_MS.items():
         options[name] = max(1, round(config.seconds(path) * 1000))
     options["connections"] = connections
+    options["proxy_trusted"] = ",".join(config.strings("proxy.trusted"))
+    options["proxy_headers"] = config.text("proxy.headers")
+    options["proxy_protocol"] = config.boolean("proxy.protocol")
     options["temporary_directory"] = temporary_directory()
     access = config.text("log.access")
     options["access_log"] = "" if access == "off" else access
@@ -166,6 +204,7 @@ def core_options(config: Config, connections: int) -> dict[str, int | bool | str
     options["slow_request_ms"] = max(1, round(slow_request * 1000)) if slow_request else 0
     options["server_timing"] = config.boolean("log.server_timing")
     options["python_version"] = ".".join(map(str, sys.version_info[:3]))
+    options["static"] = core_tables(config)
     return options
 
 
@@ -273,6 +312,7 @@ class _Run:
         while not self._server.wait(self._timeout_ms()):
             for note in self._signals.take_notes():
                 self._log.warning(note)
+            self._tell_notices()
             if self._signals.take_reopening():
                 self._server.reopen_logs()
                 self._log.info("SIGHUP: log files are opened anew")
@@ -293,6 +333,10 @@ class _Run:
             return self._time_out()
         self._log.info("drained; the server ends")
         return EXIT_DRAINED
+
+    def _tell_notices(self) -> None:
+        while (notice := self._server.take_notice()) is not None:
+            self._log.warning(text_of(*notice))
 
     def _timeout_ms(self) -> int:
         if self._deadline is None:

@@ -23,6 +23,9 @@ _NOT_AVAILABLE = {
 class Signals:
     """The signals that have come. ``stops`` are SIGTERM and SIGINT, in order."""
 
+    obeys_interrupt = True
+    """False under a supervisor, which gets the terminal's SIGINT too and passes SIGTERM on."""
+
     def __init__(self) -> None:
         self.stops: list[str] = []
         self._notes: list[str] = []
@@ -33,7 +36,8 @@ class Signals:
     def install(self) -> None:
         """Take over the signals. As PID 1 the kernel drops those without a handler."""
         signal.signal(signal.SIGTERM, self._stop)
-        signal.signal(signal.SIGINT, self._stop)
+        if self.obeys_interrupt:
+            signal.signal(signal.SIGINT, self._stop)
         signal.signal(signal.SIGHUP, self._reopen)
         signal.signal(signal.SIGUSR1, self._note)
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)

@@ -10,6 +10,8 @@ const sys = @import("sys.zig");
 const pages = @import("pages.zig");
 const chunked = @import("chunked.zig");
 const predictor = @import("predictor.zig");
+const forwarded = @import("forwarded.zig");
+const proxy_header = @import("proxy_header.zig");
 const date_module = @import("date.zig");
 const refusal_module = @import("refusal.zig");
 const request_head = @import("request_head.zig");
@@ -20,6 +22,8 @@ const body_module = @import("body.zig");
 const suspension_module = @import("suspension.zig");
 const exchange_module = @import("exchange.zig");
 const observer = @import("observer.zig");
+const response_head = @import("response_head.zig");
+const StaticFiles = @import("static.zig").StaticFiles;
 const Server = @import("server.zig").Server;
 const Connection = connection_module.Connection;
 const Exchange = exchange_module.Exchange;
@@ -32,15 +36,17 @@ const Phase = @import("timing.zig").Phase;
 pub const listeners_max = 64;
 /// How long a client that was refused may take to read why.
 const linger_ms = 2000;
+/// Of one client's output at a time: the others wait meanwhile.
+const turn_bytes_max = 2 * 1024 * 1024;
 /// How long to wait for descriptors after the kernel had none, if no connection closes before.
-const accept_pause_ms = 1000;
+const accept_pause_ms = 100;
 /// Tokens of listeners have this bit; those of connections have neither (a generation has 30 bits).
 const listener_bit: u64 = 1 << 63;
 /// Tokens of descriptors that a suspended response waits for: the connection's, with this bit.
 const watch_bit: u64 = 1 << 62;
 /// How long a client that has closed its sending side may still wait for a response that is
 /// suspended: it may have left, and nothing will be sent that could show it.
-const patience_ms = 1000;
+const half_closed_ms = 1000;
 
 const Listener = struct {
     fd: sys.Fd,
@@ -73,6 +79,10 @@ pub const Poller = struct {
     has_resumed: bool = false,
     /// Connections to close at the end of this batch.
     closing: ?*Connection = null,
+    /// Null where there is no [[static]].
+    static_files: ?*StaticFiles = null,
+    /// Requests for files, newest first, linked by `next_own`.
+    for_files: ?*Connection = null,
     events: [reactor_module.events_max]reactor_module.Event = undefined,
     scratch: []u8,
 
@@ -93,6 +103,9 @@ pub const Poller = struct {
         errdefer gpa.free(own);
         const scratch = try pages.alloc(u8, scratch_bytes);
         errdefer pages.free(scratch);
+        const tables = server.options.static;
+        const static_files = if (tables.len > 0) try StaticFiles.create(gpa, tables) else null;
+        errdefer if (static_files) |files| files.destroy();
         for (listeners, own, 0..) |fd, *listener, index| {
             listener.* = .{ .fd = fd };
             sys.set_nonblocking(fd);
@@ -109,6 +122,7 @@ pub const Poller = struct {
             .now_ms = sys.monotonic_ms(),
             .lane = .{ .shard = server.metrics.poller_shard(), .line = server.line_of(0) },
             .scratch = scratch,
+            .static_files = static_files,
         };
     }
 
@@ -122,6 +136,7 @@ pub const Poller = struct {
         self.close_listeners();
         gpa.free(self.listeners);
         pages.free(self.scratch);
+        if (self.static_files) |files| files.destroy();
         self.deadlines.deinit();
         self.slots.deinit();
         self.reactor.deinit();
@@ -140,7 +155,7 @@ pub const Poller = struct {
         // No batch of events is open here, so what the workers finished closes before the wait.
         self.close_marked();
         if (self.draining) self.end_drain();
-        const has_work = self.complete_count > 0 or self.has_resumed;
+        const has_work = self.complete_count > 0 or self.has_resumed or self.for_files != null;
         self.has_resumed = false;
         const timeout = if (has_work) 0 else self.timeout_ms();
         server.wants_idle.store(self.draining or self.is_waiting_for_room(), .seq_cst);
@@ -156,6 +171,7 @@ pub const Poller = struct {
         self.resume_accepting();
         self.expire();
         if (self.draining) self.close_idle();
+        if (self.for_files != null) self.answer_files();
         self.submit();
         self.close_marked();
         if (self.draining) self.end_drain();
@@ -213,6 +229,7 @@ pub const Poller = struct {
     fn proceed(self: *Poller, connection: *Connection, writable: bool, broken: bool) void {
         switch (connection.state) {
             .free, .queued, .running, .closing => {},
+            .reading_proxy_header => if (connection.unread) self.read_proxy_header(connection),
             .reading_head => if (connection.unread) self.read_head(connection),
             .reading_body => if (connection.unread) self.read_body(connection),
             .writing => if (broken) {
@@ -295,7 +312,7 @@ pub const Poller = struct {
     }
 
     fn limit_suspension(self: *Poller, connection: *Connection) void {
-        connection.deadline_ms = @min(connection.deadline_ms, self.now_ms + patience_ms);
+        connection.deadline_ms = @min(connection.deadline_ms, self.now_ms + half_closed_ms);
         self.deadlines.ensure(connection.index, connection.deadline_ms);
     }
 
@@ -378,14 +395,7 @@ pub const Poller = struct {
     /// False when there is nothing more to accept for now.
     fn accept_one(self: *Poller, listener: *Listener, index: u8) bool {
         if (self.slots.in_use == self.slots.connections.len) {
-            if (!sys.wait_ready(listener.fd, .readable, 0)) {
-                // Nobody waits, so nobody has to go.
-                listener.unread = false;
-                return false;
-            }
-            const idle = self.find_idle() orelse return false;
-            self.mark_closing(idle);
-            self.close_marked();
+            if (!self.make_room(listener)) return false;
         }
         const accepted = sys.accept(listener.fd) catch |err| switch (err) {
             error.WouldBlock => {
@@ -393,13 +403,35 @@ pub const Poller = struct {
                 return false;
             },
             error.ConnectionGone => return true,
-            error.DescriptorsExhausted, error.OutOfMemory, error.Unexpected => {
-                self.accept_after_ms = self.now_ms + accept_pause_ms;
-                return false;
+            error.DescriptorsExhausted => again: {
+                if (!self.make_room(listener)) {
+                    return if (listener.unread) self.pause_accepting() else false;
+                }
+                break :again sys.accept(listener.fd) catch return self.pause_accepting();
             },
+            error.OutOfMemory, error.Unexpected => return self.pause_accepting(),
         };
         self.adopt(accepted, index);
         return true;
+    }
+
+    /// Closes what has ended, or else the connection that has been idle longest, for a client in
+    /// the backlog. False when none is idle, or nobody waits, so that nobody has to go: accept(2)
+    /// finds out that there are no descriptors before it looks for a client.
+    fn make_room(self: *Poller, listener: *Listener) bool {
+        if (!sys.may_be_ready(listener.fd, .readable)) {
+            listener.unread = false;
+            return false;
+        }
+        if (self.closing == null) self.mark_closing(self.find_idle() orelse return false);
+        self.close_marked();
+        return true;
+    }
+
+    /// Always false, as `accept_one`.
+    fn pause_accepting(self: *Poller) bool {
+        self.accept_after_ms = self.now_ms + accept_pause_ms;
+        return false;
     }
 
     fn adopt(self: *Poller, accepted: sys.Accepted, listener: u8) void {
@@ -410,8 +442,15 @@ pub const Poller = struct {
         connection.state = .reading_head;
         connection.active_ns = sys.monotonic_ns();
         _ = self.server.connection_count.fetchAdd(1, .monotonic);
+        var patience_ms = self.server.options.keep_alive_timeout_ms;
+        const proxies = &self.server.proxies;
+        connection.trusted = proxies.trusts(&accepted.address);
+        if (connection.trusted and proxies.protocol) {
+            connection.state = .reading_proxy_header;
+            patience_ms = self.server.options.head_timeout_ms;
+        }
+        self.set_deadline(connection, patience_ms);
         self.lane.shard.accepted.add(1);
-        self.set_deadline(connection, self.server.options.keep_alive_timeout_ms);
         self.reactor.register(accepted.fd, connection.token()) catch {
             self.mark_closing(connection);
         };
@@ -421,7 +460,7 @@ pub const Poller = struct {
     /// event of that one is on its way: it may have a request, or have ended and make room itself.
     fn find_idle(self: *const Poller) ?*Connection {
         const connection = self.find_longest_idle() orelse return null;
-        if (!sys.wait_ready(connection.fd, .readable, 0)) return connection;
+        if (!sys.may_be_ready(connection.fd, .readable)) return connection;
         connection.unread = true; // so that it does not stand in the way again
         return null;
     }
@@ -431,10 +470,51 @@ pub const Poller = struct {
         for (self.slots.touched()) |*connection| {
             if (connection.fd == sys.no_fd) continue;
             if (connection.turn.load(.seq_cst) & Turn.worker != 0) continue;
-            if (!connection.is_idle() or connection.unread) continue;
+            // Who was answered for the last time and only has not closed yet counts as idle.
+            if (!connection.is_idle() and connection.state != .lingering) continue;
+            if (connection.unread) continue;
             if (found == null or connection.active_ns < found.?.active_ns) found = connection;
         }
         return found;
+    }
+
+    // ---- Reading a PROXY header ----------------------------------------------------------------
+
+    fn read_proxy_header(self: *Poller, connection: *Connection) void {
+        const exchange = connection.exchange orelse self.server.pool.acquire() catch {
+            return self.mark_closing(connection);
+        };
+        connection.exchange = exchange;
+        comptime std.debug.assert(proxy_header.bytes_max < exchange_module.buffer_bytes);
+        while (true) {
+            const count = self.receive(connection, exchange.bytes[exchange.received..]) orelse
+                return;
+            exchange.received += @intCast(count);
+            if (count > 0 and self.take_proxy_header(connection, exchange)) return;
+            if (!connection.unread) break;
+        }
+        if (connection.hangup) {
+            self.mark_closing(connection);
+        } else if (exchange.received == 0) {
+            self.server.pool.release(exchange);
+            connection.exchange = null;
+        }
+    }
+
+    /// True when the connection has left the state of reading a PROXY header.
+    fn take_proxy_header(self: *Poller, connection: *Connection, exchange: *Exchange) bool {
+        var parser: proxy_header.Parser = .{};
+        const complete = parser.feed(exchange.bytes[0..exchange.received]) catch {
+            // No answer: who speaks is not known, nor whether it is HTTP.
+            self.server.notify(.proxy_header_missing, &connection.address);
+            self.mark_closing(connection);
+            return true;
+        };
+        if (!complete) return false;
+        self.server.proxies.introduce(connection, parser.source);
+        exchange.request_end = parser.header_bytes;
+        self.next_request(connection);
+        return true;
     }
 
     // ---- Reading a head ------------------------------------------------------------------------
@@ -521,6 +601,10 @@ pub const Poller = struct {
             self.refuse(connection, 501, "connect");
             return true;
         }
+        if (connection.trusted) self.server.proxies.read_claims(exchange) catch |err| {
+            self.refuse(connection, 400, forwarded.reason_of(err));
+            return true;
+        };
         self.begin_body(connection, exchange);
         return true;
     }
@@ -534,6 +618,12 @@ pub const Poller = struct {
             return self.refuse_body(connection, err);
         };
         if (body.complete or body.mode == .streamed) return self.make_ready(connection, exchange);
+        if (body.continue_due) {
+            body.continue_due = false;
+            // Nothing was sent since the last response left whole: it fits, or the client is gone.
+            const sent = sys.send(connection.fd, body_module.continue_head) catch 0;
+            if (sent != body_module.continue_head.len) return self.mark_closing(connection);
+        }
         connection.state = .reading_body;
         exchange.record.timing.pass(.head, self.now_ns);
         body.take_buffered(exchange, server.gpa, self.scratch, &server.body_limits) catch |err| {
@@ -573,10 +663,18 @@ pub const Poller = struct {
         self.server.hand_back(connection);
     }
 
+    /// The same for output that the socket would still take.
+    fn come_back_to_write(self: *Poller, connection: *Connection) void {
+        connection.coming_back = true;
+        connection.turn.store(Turn.worker, .monotonic);
+        self.server.hand_back(connection);
+    }
+
     fn refuse_body(self: *Poller, connection: *Connection, err: body_module.TakeError) void {
         switch (err) {
             error.TooLarge => self.refuse(connection, 413, "body_too_large"),
             error.OutOfMemory => self.refuse(connection, 503, "out_of_memory"),
+            error.DescriptorsExhausted => self.refuse(connection, 503, "no_descriptors"),
             error.NoSpace => self.refuse(connection, 507, "no_space_for_body"),
             error.Unexpected => self.refuse(connection, 500, "temporary_file"),
             else => |bad| {
@@ -590,16 +688,36 @@ pub const Poller = struct {
     // ---- To the application --------------------------------------------------------------------
 
     fn make_ready(self: *Poller, connection: *Connection, exchange: *Exchange) void {
+        if (self.static_files) |files| if (files.is_routed(&exchange.head, exchange.bytes)) {
+            // Not at once: what follows an answer may be the next request for a file.
+            connection.state = .queued;
+            connection.next_own = self.for_files;
+            self.for_files = connection;
+            return;
+        };
+        self.make_ready_for_application(connection, exchange);
+    }
+
+    fn make_ready_for_application(
+        self: *Poller,
+        connection: *Connection,
+        exchange: *Exchange,
+    ) void {
         connection.state = .queued;
         connection.route = predictor.route_of(exchange.head.path.of(exchange.bytes));
+        self.give_turn(connection);
+        self.complete[self.complete_count] = connection;
+        self.complete_count += 1;
+        if (self.complete_count == self.complete.len) self.submit();
+    }
+
+    /// From here the connection is the workers'.
+    fn give_turn(self: *Poller, connection: *Connection) void {
         // A worker may set any deadline from its own time on, without telling the heap.
         const options = &self.server.options;
         const soonest = @min(options.keep_alive_timeout_ms, options.write_timeout_ms);
         self.deadlines.ensure(connection.index, self.now_ms + soonest);
         connection.turn.store(Turn.worker, .release);
-        self.complete[self.complete_count] = connection;
-        self.complete_count += 1;
-        if (self.complete_count == self.complete.len) self.submit();
     }
 
     fn submit(self: *Poller) void {
@@ -622,6 +740,63 @@ pub const Poller = struct {
         if (seen & Turn.readable != 0) connection.unread = true;
         if (seen & Turn.hangup != 0) connection.hangup = true;
         self.refuse_with(connection, .{ .status = 503, .reason = reason, .retry_after = 1 });
+    }
+
+    // ---- Files ---------------------------------------------------------------------------------
+
+    /// Answers the requests for files that have come until now; those that come behind them on the
+    /// same connections are for the next time, so that no client has the poller for itself.
+    fn answer_files(self: *Poller) void {
+        var next = self.for_files;
+        self.for_files = null;
+        while (next) |connection| {
+            next = connection.next_own;
+            connection.next_own = null;
+            self.answer_file(connection, connection.exchange.?);
+        }
+    }
+
+    fn answer_file(self: *Poller, connection: *Connection, exchange: *Exchange) void {
+        const server = self.server;
+        const limit = server.options.requests_per_connection;
+        const head = &exchange.head;
+        const persists = !self.draining and head.persistent and exchange.body.complete and
+            (limit == 0 or connection.requests +| 1 < limit);
+        const persistence: response_head.Persistence = if (!persists)
+            .close
+        else if (head.version == .http_1_0) .keep_alive else .implied;
+        const now = sys.realtime_seconds();
+        const answer = self.static_files.?.answer(&.{
+            .head = head,
+            .bytes = exchange.bytes,
+            .persistence = persistence,
+            .now_ms = self.now_ms,
+            .now = now,
+            .date = self.date.at(now),
+            .request_id = exchange.request_id(),
+        }, self.scratch) orelse return self.make_ready_for_application(connection, exchange);
+        connection.requests +|= 1;
+        connection.active_ns = self.now_ms * std.time.ns_per_ms;
+        _ = server.requests.fetchAdd(1, .monotonic);
+        connection.state = .writing;
+        connection.after = if (persists) .keep else .close;
+        self.set_deadline(connection, server.options.write_timeout_ms);
+        const output = &exchange.output;
+        self.note_answer(exchange, answer.status, answer.bytes);
+        output.take(server.gpa, connection.fd, answer) catch return self.mark_closing(connection);
+        const sent = answer.bytes.len - @min(output.kept_bytes(), answer.bytes.len);
+        exchange.record.bytes_sent += sent;
+        self.lane.shard.bytes_sent.add(sent);
+        self.flush(connection);
+    }
+
+    /// For the metrics and the log: it was answered here, at once.
+    fn note_answer(_: *Poller, exchange: *Exchange, status: u16, bytes: []const u8) void {
+        const record = &exchange.record;
+        const has_body = exchange.body.mode != .none;
+        record.timing.pass(if (has_body) .body else .head, sys.monotonic_ns());
+        record.status = status;
+        record.head_bytes_sent += if (std.mem.indexOf(u8, bytes, "\r\n\r\n")) |end| end + 4 else 0;
     }
 
     // ---- Answers of the server's own, and what comes after an answer ---------------------------
@@ -647,7 +822,8 @@ pub const Poller = struct {
             .reading_body => .body,
             .queued => .queue,
             .suspended => .app,
-            .free, .reading_head, .running, .writing, .lingering, .closing => .head,
+            .reading_proxy_header, .reading_head => .head,
+            .free, .running, .writing, .lingering, .closing => .head,
         };
     }
 
@@ -665,18 +841,25 @@ pub const Poller = struct {
     fn flush(self: *Poller, connection: *Connection) void {
         if (connection.exchange) |exchange| {
             const output = &exchange.output;
+            var budget: u64 = turn_bytes_max;
             while (!output.is_empty()) {
-                var storage: [exchange_module.Output.pieces_max]sys.Iovec = undefined;
-                const pieces = output.vector(&storage);
-                const count = sys.send_vector(connection.fd, pieces) catch |err| switch (err) {
-                    error.WouldBlock => return,
-                    error.ConnectionGone, error.OutOfMemory, error.Unexpected => {
-                        return self.mark_closing(connection);
-                    },
+                if (budget == 0) return self.come_back_to_write(connection);
+                const count = output.send(self.server.gpa, connection.fd, budget) catch |err| {
+                    switch (err) {
+                        error.WouldBlock => return,
+                        error.FileEnded => if (connection.after == .proceed) {
+                            // Its producer tells why the response is too short.
+                            exchange.progress.remaining += output.file.remaining;
+                            output.drop_file();
+                            break;
+                        },
+                        error.ConnectionGone, error.OutOfMemory, error.Unexpected => {},
+                    }
+                    return self.mark_closing(connection);
                 };
-                output.discard(self.server.gpa, count);
                 exchange.record.bytes_sent += count;
                 self.lane.shard.bytes_sent.add(count);
+                budget -|= count;
                 self.set_deadline(connection, self.server.options.write_timeout_ms);
             }
         }
@@ -703,7 +886,7 @@ pub const Poller = struct {
         self.end_suspension(connection, exchange);
         self.has_resumed = true;
         connection.state = .queued;
-        connection.turn.store(Turn.worker, .release);
+        self.give_turn(connection);
         self.server.scheduler.submit_begun(connection);
     }
 
@@ -791,6 +974,7 @@ pub const Poller = struct {
             sys.close(connection.fd);
             if (connection.exchange) |exchange| self.server.pool.release(exchange);
             self.slots.release(connection);
+            self.accept_after_ms = 0; // there is a descriptor again
             _ = self.server.connection_count.fetchSub(1, .monotonic);
         }
     }
@@ -823,6 +1007,7 @@ pub const Poller = struct {
 
     fn time_out(self: *Poller, connection: *Connection) void {
         switch (connection.state) {
+            .reading_proxy_header => self.mark_closing(connection),
             .reading_head => if (connection.exchange == null) {
                 self.mark_closing(connection);
             } else {
@@ -860,9 +1045,12 @@ pub const Poller = struct {
         for (self.slots.touched()) |*connection| {
             if (connection.fd == sys.no_fd) continue;
             if (connection.turn.load(.acquire) & Turn.worker != 0) continue;
-            if (connection.state != .reading_head) continue;
             // A request that came but was not read yet is answered.
-            self.read_head(connection);
+            switch (connection.state) {
+                .reading_head => self.read_head(connection),
+                .reading_proxy_header => self.read_proxy_header(connection),
+                else => continue,
+            }
             if (self.complete_count == self.complete.len) self.submit();
         }
     }

@@ -26,6 +26,9 @@ const observer = @import("observer.zig");
 const reasons = @import("reasons.zig");
 const request_ids = @import("request_id.zig");
 const connection_module = @import("connection.zig");
+const proxies_module = @import("proxies.zig");
+const notices_module = @import("notices.zig");
+const static_module = @import("static.zig");
 const Poller = @import("poller.zig").Poller;
 const Suspension = @import("suspension.zig").Suspension;
 const Connection = connection_module.Connection;
@@ -56,6 +59,10 @@ pub const Options = struct {
     drain_timeout_ms: u64 = 30_000,
     /// Where request bodies beyond `body_memory_bytes` go.
     temporary_directory: []const u8 = "/tmp",
+    /// For `Proxies.init`.
+    proxy_trusted: []const u8 = "",
+    proxy_headers: []const u8 = "x-forwarded",
+    proxy_protocol: bool = false,
     /// For the metrics.
     python_version: []const u8 = "",
     /// "stdout", "stderr" or a path; empty for none.
@@ -70,6 +77,8 @@ pub const Options = struct {
     slow_request_ms: u64 = 0,
     /// Answers have a Server-Timing field.
     server_timing: bool = false,
+    /// What is answered from files.
+    static: []const static_module.Options = &.{},
 
     pub fn head_limits(self: *const Options) request_head.Limits {
         return .{
@@ -187,7 +196,7 @@ pub const Counts = struct {
 /// How long in the queue makes a half-closed connection look abandoned.
 const patience_ns = std.time.ns_per_s;
 
-pub const InitError = error{ OutOfMemory, CannotOpen, Unexpected };
+pub const InitError = error{ OutOfMemory, CannotOpen, Unexpected } || proxies_module.InitError;
 
 pub const Server = struct {
     pub const Task = Connection;
@@ -196,9 +205,13 @@ pub const Server = struct {
     gpa: std.mem.Allocator,
     options: Options,
     body_limits: body_module.Limits,
+    /// Half of the threads may wait for clients that were asked to continue.
+    streams: body_module.Streams,
     application: Application,
     scheduler: Scheduler,
     pool: exchange_module.Pool,
+    proxies: proxies_module.Proxies,
+    notices: notices_module.Notices = .{},
     poller: Poller,
     crews: []Crew,
     crews_begun: std.atomic.Value(u32) = .init(0),
@@ -214,7 +227,7 @@ pub const Server = struct {
     /// Responses say that the connection will be closed.
     draining: std.atomic.Value(bool) = .init(false),
     outcome: std.atomic.Value(Outcome) = .init(.serving),
-    /// Its reading end becomes readable with the outcome.
+    /// Its reading end becomes readable with the outcome, and with a notice.
     outcome_pipe: [2]sys.Fd,
     metrics: metrics_module.Metrics,
     log: log_writer.LogWriter,
@@ -250,6 +263,13 @@ pub const Server = struct {
         errdefer scheduler.deinit(gpa);
         const crews = try gpa.alloc(Crew, scheduler.worker_count());
         errdefer gpa.free(crews);
+        var proxies = try proxies_module.Proxies.init(
+            gpa,
+            options.proxy_trusted,
+            options.proxy_headers,
+            options.proxy_protocol,
+        );
+        errdefer proxies.deinit(gpa);
         var metrics = try metrics_module.Metrics.init(crews.len);
         errdefer metrics.deinit();
         const lines = try pages.alloc(u8, (crews.len + 1) * access_log.line_bytes_max);
@@ -260,8 +280,10 @@ pub const Server = struct {
             .gpa = gpa,
             .options = options,
             .body_limits = options.body_limits(),
+            .streams = .{ .max = options.threads / 2 },
             .application = application,
             .scheduler = scheduler,
+            .proxies = proxies,
             .pool = .{
                 .gpa = gpa,
                 .field_lines_max = options.fields,
@@ -276,6 +298,7 @@ pub const Server = struct {
             .lines = lines,
             .start_time_seconds = sys.realtime_seconds(),
         };
+        self.body_limits.streams = &self.streams;
         try self.log.init(gpa, options.log_options());
         errdefer self.log.deinit();
         self.poller = try Poller.init(self, listeners);
@@ -319,6 +342,7 @@ pub const Server = struct {
         self.scheduler.deinit(gpa);
         self.pool.deinit();
         self.drop_resumed();
+        self.proxies.deinit(gpa);
         for (self.crews) |*crew| crew.reply.deinit();
         gpa.free(self.crews);
         for (self.outcome_pipe) |fd| sys.close(fd);
@@ -357,7 +381,17 @@ pub const Server = struct {
         if (self.outcome.cmpxchgStrong(.serving, outcome, .acq_rel, .acquire) != null) return;
         self.scheduler.stop();
         self.poller.reactor.wake();
-        _ = sys.send(self.outcome_pipe[1], "x") catch {};
+        // The end of the stream is readable as well, and takes no memory to say.
+        _ = sys.send(self.outcome_pipe[1], "x") catch sys.shutdown_send(self.outcome_pipe[1]);
+    }
+
+    /// Leaves word for the operator, once for each kind, and ends `wait` of the main thread for it.
+    pub fn notify(
+        self: *Server,
+        kind: notices_module.Kind,
+        address: *const sys.Address,
+    ) void {
+        if (self.notices.leave(kind, address)) _ = sys.send(self.outcome_pipe[1], "x") catch {};
     }
 
     pub fn counts(self: *Server) Counts {
@@ -586,8 +620,10 @@ pub const Server = struct {
         const exchange = connection.exchange.?;
         const progress = &crew.reply.progress;
         connection.worker = null;
-        // What is pinned goes with the application's object; only a parked response keeps that.
-        if (progress.broken or exchange.output.pinned.len > 0) {
+        // What is pinned goes with the application's object; only a parked response keeps that. A
+        // file goes with its response.
+        const output = &exchange.output;
+        if (progress.broken or output.pinned.len > 0 or output.file.remaining > 0) {
             connection.state = .closing;
             return self.hand_back(connection);
         }
@@ -619,6 +655,8 @@ pub const Server = struct {
         // Only the poller can begin a wait that may be shorter than the heap's entry.
         if (connection.exchange.?.suspension != null) return self.hand_back(connection);
         connection.deadline_ms = sys.monotonic_ms() + self.options.write_timeout_ms;
+        // The socket need not be full: no event may tell of it.
+        if (connection.exchange.?.output.file.remaining > 0) return self.hand_back(connection);
         self.give_up_turn(connection);
     }
 

@@ -9,6 +9,8 @@
 const std = @import("std");
 const builtin = @import("builtin");
 const c = std.c;
+/// Where the calls go that a kernel can fail: to libc. The core's tests have faults of their own.
+const kernel = if (builtin.is_test) @import("kernel_fixture.zig") else c;
 
 pub const Fd = c.fd_t;
 pub const no_fd: Fd = -1;
@@ -69,7 +71,7 @@ pub const ReadError = error{ WouldBlock, ConnectionGone, OutOfMemory, Unexpected
 /// Bytes received; 0 is the end of the stream.
 pub fn recv(fd: Fd, buffer: []u8) ReadError!usize {
     while (true) {
-        const count = c.recv(fd, buffer.ptr, buffer.len, 0);
+        const count = kernel.recv(fd, buffer.ptr, buffer.len, 0);
         if (count >= 0) return @intCast(count);
         switch (errno()) {
             .INTR => continue,
@@ -87,7 +89,7 @@ pub fn recv(fd: Fd, buffer: []u8) ReadError!usize {
 /// hide an end behind them.
 pub fn has_ended(fd: Fd) bool {
     var byte: [1]u8 = undefined;
-    const count = c.recv(fd, &byte, 1, c.MSG.PEEK | c.MSG.DONTWAIT);
+    const count = kernel.recv(fd, &byte, 1, c.MSG.PEEK | c.MSG.DONTWAIT);
     if (count >= 0) return count == 0;
     return switch (errno()) {
         .AGAIN, .INTR => false,
@@ -100,7 +102,7 @@ pub const WriteError = error{ WouldBlock, ConnectionGone, OutOfMemory, Unexpecte
 /// Bytes that the kernel took, at least one unless `bytes` is empty.
 pub fn send(fd: Fd, bytes: []const u8) WriteError!usize {
     while (true) {
-        const count = c.send(fd, bytes.ptr, bytes.len, c.MSG.NOSIGNAL);
+        const count = kernel.send(fd, bytes.ptr, bytes.len, c.MSG.NOSIGNAL);
         if (count >= 0) return @intCast(count);
         if (try retry_write()) continue;
     }
@@ -130,10 +132,68 @@ fn send_message(fd: Fd, pieces: []const Iovec, flags: u32) WriteError!usize {
     message.iov = pieces.ptr;
     message.iovlen = @intCast(pieces.len);
     while (true) {
-        const count = c.sendmsg(fd, &message, c.MSG.NOSIGNAL | flags);
+        const count = kernel.sendmsg(fd, &message, c.MSG.NOSIGNAL | flags);
         if (count >= 0) return @intCast(count);
         if (try retry_write()) continue;
     }
+}
+
+/// The same, where the rest of the response follows at once: the kernel may wait for it, so that
+/// both leave in one packet.
+pub fn send_vector_before_more(fd: Fd, pieces: []const Iovec) WriteError!usize {
+    var message = std.mem.zeroes(c.msghdr_const);
+    message.iov = pieces.ptr;
+    message.iovlen = @intCast(pieces.len);
+    const more = if (is_linux) std.os.linux.MSG.MORE else 0;
+    while (true) {
+        const count = c.sendmsg(fd, &message, c.MSG.NOSIGNAL | more);
+        if (count >= 0) return @intCast(count);
+        if (try retry_write()) continue;
+    }
+}
+
+pub const SendFileError = WriteError || error{
+    /// The file system or the socket does not know how: read and send instead.
+    Unsupported,
+    /// The file cannot be read.
+    FileUnreadable,
+};
+
+/// Of one call; Linux takes no more.
+const send_file_bytes_max = 0x7fff_f000;
+
+/// Sends bytes of a regular file, from `offset` on, without a copy through the process. 0 at the
+/// file's end. Blocks where the bytes have to come from a disk.
+pub fn send_file(socket: Fd, file: Fd, offset: u64, count: u64) SendFileError!usize {
+    const size: usize = @intCast(@min(count, send_file_bytes_max));
+    while (true) {
+        const sent = if (is_linux)
+            send_file_linux(socket, file, offset, size)
+        else
+            send_file_darwin(socket, file, offset, size);
+        if (sent) |bytes| return bytes;
+        switch (errno()) {
+            .INTR => continue,
+            .INVAL, .NOSYS, .OPNOTSUPP, .NOTSOCK => return error.Unsupported,
+            .IO, .OVERFLOW, .BADF => return error.FileUnreadable,
+            else => if (try retry_write()) continue,
+        }
+    }
+}
+
+/// Null after an error.
+fn send_file_linux(socket: Fd, file: Fd, offset: u64, size: usize) ?usize {
+    var position: c.off_t = @intCast(offset);
+    const sent = c.sendfile(socket, file, &position, size);
+    return if (sent >= 0) @intCast(sent) else null;
+}
+
+/// An error may come with bytes that were sent before it.
+fn send_file_darwin(socket: Fd, file: Fd, offset: u64, size: usize) ?usize {
+    var length: c.off_t = @intCast(size);
+    const result = c.sendfile(file, socket, @intCast(offset), &length, null, 0);
+    if (result == 0 or length > 0) return @intCast(length);
+    return null;
 }
 
 fn retry_write() WriteError!bool {
@@ -171,12 +231,51 @@ pub fn address_bytes4(address: *const Address) ?[4]u8 {
     return std.mem.toBytes(address.in4.addr);
 }
 
+/// Null where there is none: a unix socket, or a client of whom only the address was told.
 pub fn address_port(address: *const Address) ?u16 {
-    return switch (address.any.family) {
+    const port = switch (address.any.family) {
         c.AF.INET => std.mem.bigToNative(u16, address.in4.port),
         c.AF.INET6 => std.mem.bigToNative(u16, address.in6.port),
-        else => null,
+        else => 0,
     };
+    return if (port == 0) null else port;
+}
+
+/// Of a client that has none, or none that anybody tells.
+pub const no_address: Address = std.mem.zeroes(Address);
+
+/// An address of the internet protocols as one of IPv6, IPv4 mapped (RFC 4291 2.5.5.2); null for
+/// any other.
+pub fn address_octets(address: *const Address) ?[16]u8 {
+    switch (address.any.family) {
+        c.AF.INET => {
+            const mapped_prefix: [12]u8 = @as([10]u8, @splat(0)) ++ [2]u8{ 0xff, 0xff };
+            return mapped_prefix ++ std.mem.toBytes(address.in4.addr);
+        },
+        c.AF.INET6 => return address.in6.addr,
+        else => return null,
+    }
+}
+
+/// With a port of 0 where none is known.
+pub fn ipv4_address(octets: [4]u8, port: u16) Address {
+    var address = no_address;
+    address.in4 = .{
+        .port = std.mem.nativeToBig(u16, port),
+        .addr = std.mem.bytesToValue(u32, &octets),
+    };
+    return address;
+}
+
+pub fn ipv6_address(octets: [16]u8, port: u16) Address {
+    var address = no_address;
+    address.in6 = .{
+        .port = std.mem.nativeToBig(u16, port),
+        .flowinfo = 0,
+        .addr = octets,
+        .scope_id = 0,
+    };
+    return address;
 }
 
 extern "c" fn inet_ntop(
@@ -204,9 +303,9 @@ pub fn accept(listener: Fd) AcceptError!Accepted {
     while (true) {
         var length: c.socklen_t = @sizeOf(Address);
         const fd = if (is_linux)
-            c.accept4(listener, &address.any, &length, c.SOCK.NONBLOCK | c.SOCK.CLOEXEC)
+            kernel.accept4(listener, &address.any, &length, c.SOCK.NONBLOCK | c.SOCK.CLOEXEC)
         else
-            c.accept(listener, &address.any, &length);
+            kernel.accept(listener, &address.any, &length);
         if (fd >= 0) {
             if (!is_linux) prepare_accepted(fd);
             return .{ .fd = fd, .address = address };
@@ -293,18 +392,29 @@ pub const WaitFor = enum { readable, writable };
 /// Waits until the socket is ready or `timeout_ms` has passed (false). Blocks: the caller is a
 /// worker that has given the GIL away.
 pub fn wait_ready(fd: Fd, what: WaitFor, timeout_ms: u64) bool {
-    const events: i16 = switch (what) {
-        .readable => c.POLL.IN,
-        .writable => c.POLL.OUT,
-    };
+    const events = events_of(what);
     const deadline = monotonic_ms() +| timeout_ms;
     while (true) {
         var entry = [1]c.pollfd{.{ .fd = fd, .events = events, .revents = 0 }};
         const now = monotonic_ms();
-        const count = c.poll(&entry, 1, clamp_timeout(deadline -| now));
+        const count = kernel.poll(&entry, 1, clamp_timeout(deadline -| now));
         if (count > 0) return true;
         if (count == 0 or errno() != .INTR) return false;
     }
+}
+
+/// Whether the socket is ready now; also true where the kernel cannot tell (ENOMEM, EINTR): whoever
+/// takes it for silent would wait for an event that has come already.
+pub fn may_be_ready(fd: Fd, what: WaitFor) bool {
+    var entry = [1]c.pollfd{.{ .fd = fd, .events = events_of(what), .revents = 0 }};
+    return kernel.poll(&entry, 1, 0) != 0;
+}
+
+fn events_of(what: WaitFor) i16 {
+    return switch (what) {
+        .readable => c.POLL.IN,
+        .writable => c.POLL.OUT,
+    };
 }
 
 fn clamp_timeout(timeout_ms: u64) c_int {
@@ -313,7 +423,7 @@ fn clamp_timeout(timeout_ms: u64) c_int {
 
 pub fn socket_pair() error{Unexpected}![2]Fd {
     var pair: [2]Fd = undefined;
-    if (c.socketpair(c.AF.UNIX, c.SOCK.STREAM, 0, &pair) != 0) return error.Unexpected;
+    if (kernel.socketpair(c.AF.UNIX, c.SOCK.STREAM, 0, &pair) != 0) return error.Unexpected;
     for (pair) |fd| {
         set_nonblocking(fd);
         set_close_on_exec(fd);
@@ -327,16 +437,17 @@ pub fn socket_pair() error{Unexpected}![2]Fd {
 pub fn wait_readable_or_signal(fd: Fd, timeout_ms: ?u64) bool {
     var entry = [1]c.pollfd{.{ .fd = fd, .events = c.POLL.IN, .revents = 0 }};
     const timeout = if (timeout_ms) |ms| clamp_timeout(ms) else -1;
-    return c.poll(&entry, 1, timeout) > 0;
+    return kernel.poll(&entry, 1, timeout) > 0;
 }
 
 // ---- Files -------------------------------------------------------------------------------------
 
 pub const FileError = error{ NoSpace, Unexpected };
+pub const OpenError = FileError || error{ DescriptorsExhausted, OutOfMemory };
 
 /// A file for reading and writing that no path leads to: it is gone when its descriptor is closed,
 /// even when the process is killed.
-pub fn open_unlinked(directory: []const u8) FileError!Fd {
+pub fn open_unlinked(directory: []const u8) OpenError!Fd {
     var path: [std.posix.PATH_MAX]u8 = undefined;
     if (is_linux) {
         const folder = std.fmt.bufPrintZ(&path, "{s}", .{directory}) catch
@@ -347,21 +458,29 @@ pub fn open_unlinked(directory: []const u8) FileError!Fd {
             .DIRECTORY = true,
             .CLOEXEC = true,
         };
-        const fd = c.open(folder.ptr, options, @as(c_uint, 0o600));
+        const fd = kernel.open(folder.ptr, options, @as(c_uint, 0o600));
         if (fd >= 0) return fd;
         switch (errno()) {
             .OPNOTSUPP, .ISDIR, .NOENT => {}, // a file system without O_TMPFILE: as elsewhere
-            .NOSPC, .DQUOT => return error.NoSpace,
-            else => return error.Unexpected,
+            else => |code| return open_error(code),
         }
     }
     const template = std.fmt.bufPrintZ(&path, "{s}/serve-zig-XXXXXX", .{directory}) catch
         return error.Unexpected;
     const fd = mkstemp(template.ptr);
-    if (fd < 0) return if (errno() == .NOSPC) error.NoSpace else error.Unexpected;
+    if (fd < 0) return open_error(errno());
     _ = c.unlink(template.ptr);
     set_close_on_exec(fd);
     return fd;
+}
+
+fn open_error(code: c.E) OpenError {
+    return switch (code) {
+        .NOSPC, .DQUOT => error.NoSpace,
+        .MFILE, .NFILE => error.DescriptorsExhausted,
+        .NOMEM => error.OutOfMemory,
+        else => error.Unexpected,
+    };
 }
 
 extern "c" fn mkstemp(template: [*:0]u8) c_int;
@@ -370,7 +489,7 @@ pub fn write_all_at(fd: Fd, bytes: []const u8, offset: u64) FileError!void {
     var done: usize = 0;
     while (done < bytes.len) {
         const rest = bytes[done..];
-        const count = c.pwrite(fd, rest.ptr, rest.len, @intCast(offset + done));
+        const count = kernel.pwrite(fd, rest.ptr, rest.len, @intCast(offset + done));
         if (count > 0) {
             done += @intCast(count);
             continue;
@@ -389,7 +508,7 @@ pub fn read_at(fd: Fd, buffer: []u8, offset: u64) FileError!usize {
     var done: usize = 0;
     while (done < buffer.len) {
         const rest = buffer[done..];
-        const count = c.pread(fd, rest.ptr, rest.len, @intCast(offset + done));
+        const count = kernel.pread(fd, rest.ptr, rest.len, @intCast(offset + done));
         if (count == 0) break;
         if (count > 0) {
             done += @intCast(count);
@@ -434,6 +553,130 @@ pub fn write_log(fd: Fd, bytes: []const u8) error{ WouldBlock, Failed }!usize {
     }
 }
 
+/// What the core wants to know of an open file.
+pub const FileInfo = struct {
+    kind: Kind,
+    size: u64,
+    /// Since the epoch; an earlier time counts as the epoch.
+    modified_ns: u64,
+    changed_ns: u64,
+    device: u64,
+    inode: u64,
+
+    pub const Kind = enum { regular, directory, other };
+};
+
+pub fn file_info(fd: Fd) error{Unexpected}!FileInfo {
+    var stat: c.Stat = undefined;
+    if (c.fstat(fd, &stat) != 0) return error.Unexpected;
+    const mode: u32 = @intCast(stat.mode);
+    return .{
+        .kind = if (c.S.ISREG(@intCast(mode)))
+            .regular
+        else if (c.S.ISDIR(@intCast(mode)))
+            .directory
+        else
+            .other,
+        .size = @intCast(@max(0, stat.size)),
+        .modified_ns = nanoseconds(stat.mtime()),
+        .changed_ns = nanoseconds(stat.ctime()),
+        .device = @as(u64, @bitCast(@as(i64, @intCast(stat.dev)))),
+        .inode = @intCast(stat.ino),
+    };
+}
+
+fn nanoseconds(time: c.timespec) u64 {
+    const seconds: u64 = @intCast(@max(0, time.sec));
+    return seconds *| std.time.ns_per_s +| @as(u64, @intCast(@max(0, time.nsec)));
+}
+
+pub const FindError = error{
+    /// Not there, not to be read, or not to be reached without leaving the directory.
+    NotFound,
+    DescriptorsExhausted,
+    /// openat2 is not there, or not allowed.
+    Unsupported,
+};
+
+/// A directory to open files below.
+pub fn open_directory(path: [*:0]const u8) FindError!Fd {
+    return open_at(c.AT.FDCWD, path, .{ .ACCMODE = .RDONLY, .DIRECTORY = true, .CLOEXEC = true });
+}
+
+/// A name right in a directory; a symbolic link is not found.
+pub fn open_directory_in(directory: Fd, name: [*:0]const u8) FindError!Fd {
+    var options: c.O = .{
+        .ACCMODE = .RDONLY,
+        .DIRECTORY = true,
+        .NOFOLLOW = true,
+        .CLOEXEC = true,
+    };
+    // Who may pass through a directory need not be able to list it.
+    if (is_linux) options.PATH = true;
+    return open_at(directory, name, options);
+}
+
+/// The same for what is to be read; a FIFO or a device is opened without waiting.
+pub fn open_file_in(directory: Fd, name: [*:0]const u8) FindError!Fd {
+    var options = reading_options;
+    options.NOFOLLOW = true;
+    return open_at(directory, name, options);
+}
+
+const reading_options: c.O = .{
+    .ACCMODE = .RDONLY,
+    .NONBLOCK = true,
+    .NOCTTY = true,
+    .CLOEXEC = true,
+};
+
+/// Opens a relative path for reading. Symbolic links are followed as long as they stay below the
+/// directory (openat2(2), RESOLVE_BENEATH).
+pub fn open_beneath(directory: Fd, path: [*:0]const u8) FindError!Fd {
+    if (!is_linux) return error.Unsupported;
+    const How = extern struct { flags: u64, mode: u64, resolve: u64 };
+    const resolve_no_magic_links = 0x02;
+    const resolve_beneath = 0x08;
+    var options = reading_options;
+    if (@hasField(c.O, "LARGEFILE")) options.LARGEFILE = true;
+    const how: How = .{
+        .flags = @as(u32, @bitCast(options)),
+        .mode = 0,
+        .resolve = resolve_beneath | resolve_no_magic_links,
+    };
+    const linux = std.os.linux;
+    // EAGAIN: something was renamed meanwhile, so that a ".." of a link could not be judged.
+    for (0..8) |_| {
+        const result = linux.syscall4(
+            .openat2,
+            @as(usize, @bitCast(@as(isize, directory))),
+            @intFromPtr(path),
+            @intFromPtr(&how),
+            @sizeOf(How),
+        );
+        switch (linux.E.init(result)) {
+            .SUCCESS => return @intCast(result),
+            .INTR, .AGAIN => continue,
+            .NOSYS, .PERM => return error.Unsupported,
+            .MFILE, .NFILE, .NOMEM => return error.DescriptorsExhausted,
+            else => return error.NotFound,
+        }
+    }
+    return error.NotFound;
+}
+
+fn open_at(directory: Fd, path: [*:0]const u8, options: c.O) FindError!Fd {
+    while (true) {
+        const fd = c.openat(directory, path, options);
+        if (fd >= 0) return fd;
+        switch (errno()) {
+            .INTR => continue,
+            .MFILE, .NFILE, .NOMEM => return error.DescriptorsExhausted,
+            else => return error.NotFound,
+        }
+    }
+}
+
 // ---- epoll -------------------------------------------------------------------------------------
 
 pub const epoll = if (is_linux) struct {
@@ -448,14 +691,14 @@ pub const epoll = if (is_linux) struct {
     pub const ONESHOT = linux.EPOLL.ONESHOT;
 
     pub fn create() error{ OutOfMemory, Unexpected }!Fd {
-        const fd = c.epoll_create1(linux.EPOLL.CLOEXEC);
+        const fd = kernel.epoll_create1(linux.EPOLL.CLOEXEC);
         if (fd >= 0) return fd;
         return if (errno() == .NOMEM) error.OutOfMemory else error.Unexpected;
     }
 
     pub fn add(poll_fd: Fd, fd: Fd, events: u32, token: u64) RegisterError!void {
         var event: Event = .{ .events = events, .data = .{ .u64 = token } };
-        if (c.epoll_ctl(poll_fd, linux.EPOLL.CTL_ADD, fd, &event) == 0) return;
+        if (kernel.epoll_ctl(poll_fd, linux.EPOLL.CTL_ADD, fd, &event) == 0) return;
         return switch (errno()) {
             .NOMEM, .NOSPC => error.OutOfMemory,
             else => error.Unexpected,
@@ -463,7 +706,7 @@ pub const epoll = if (is_linux) struct {
     }
 
     pub fn remove(poll_fd: Fd, fd: Fd) void {
-        _ = c.epoll_ctl(poll_fd, linux.EPOLL.CTL_DEL, fd, null);
+        _ = kernel.epoll_ctl(poll_fd, linux.EPOLL.CTL_DEL, fd, null);
     }
 
     /// The number of events; 0 after the timeout or a signal.
@@ -474,7 +717,7 @@ pub const epoll = if (is_linux) struct {
     }
 
     pub fn event_fd() error{Unexpected}!Fd {
-        const fd = c.eventfd(0, linux.EFD.CLOEXEC | linux.EFD.NONBLOCK);
+        const fd = kernel.eventfd(0, linux.EFD.CLOEXEC | linux.EFD.NONBLOCK);
         return if (fd >= 0) fd else error.Unexpected;
     }
 
