@@ -125,21 +125,16 @@ class OptionalText(Text):
 
 
 class Choice(Kind):
-    """One of a few words; ``later`` are those whose function does not exist yet."""
+    """One of a few words."""
 
     name = "string"
 
-    def __init__(self, *words: str, later: tuple[str, ...] = ()) -> None:
+    def __init__(self, *words: str) -> None:
         self.words = words
-        self.later = later
         self.allowed = " or ".join(map(toml_format.string, words))
 
     def parse(self, value: object) -> str:
         """Return the word."""
-        if isinstance(value, str) and value in self.later:
-            raise UnsuitableError(
-                f"{toml_format.string(value)} is not available yet; allowed is {self.allowed}"
-            )
         if not isinstance(value, str) or value not in self.words:
             raise self.unsuitable(value)
         return value

@@ -418,6 +418,27 @@ def test_wrong_types_are_refused_for_every_key(loader: Loader) -> None:
                 assert f": found {found}; allowed is {key.kind.allowed}" in problems[0]
 
 
+@pytest.mark.parametrize("path", ["health", "", "/a b", "/a?b", "/a#b", "/é", "*"])
+def test_path_that_no_request_has_is_refused(loader: Loader, path: str) -> None:
+    (problem,) = loader.refuse(f"{MINIMAL}[log]\naccess_exclude = ['{path}']\n")
+    assert problem.startswith("serve.toml:4: log.access_exclude: found the string ")
+    (problem,) = loader.refuse(f"{MINIMAL}[log]\naccess_exclude = ['/a', '/a']\n")
+    assert problem.endswith('log.access_exclude: "/a" is given twice; remove one')
+
+
+def test_log_file_is_relative_to_the_config(loader: Loader) -> None:
+    assert loader.load(MINIMAL).text("log.access") == "off"
+    (loader.folder / "logs").mkdir()
+    loaded = loader.load(f"{MINIMAL}[log]\naccess = 'logs/../access.log'\n")
+    assert loaded.text("log.access") == str(loader.folder / "access.log")
+    for name in ("missing/access.log", "logs"):
+        (problem,) = loader.refuse(f"{MINIMAL}[log]\naccess = '{name}'\n")
+        assert problem == (
+            f"serve.toml:4: log.access: {loader.folder / name} cannot be a log file; name a file "
+            'in a directory that is there, or "stdout", "stderr", "off"'
+        )
+
+
 def ranges() -> list[tuple[str, object, object]]:
     """Return each key with a range: the least and the most that it takes."""
     return [

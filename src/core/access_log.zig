@@ -265,7 +265,8 @@ fn end_request_record(
 
 /// The phases so far, as the value of a Server-Timing field (W3C Server Timing), in milliseconds.
 pub fn put_server_timing(line: *Line, timing: *const timing_module.Timing) void {
-    inline for (.{ Phase.head, Phase.body, Phase.queue, Phase.gil, Phase.app }, 0..) |phase, index| {
+    const known = .{ Phase.head, Phase.body, Phase.queue, Phase.gil, Phase.app };
+    inline for (known, 0..) |phase, index| {
         line.put((if (index > 0) ", " else "") ++ @tagName(phase) ++ ";dur=");
         line.put_milliseconds(timing.of(phase));
     }
@@ -423,8 +424,8 @@ test "access log: refused and slow requests" {
     try testing.expectEqualStrings("1994-11-06T08:49:37.042Z info refused 400 bad_field_line; " ++
         "GET \"/a\\\"b\" from unix:, request id " ++ id ++ "\n" ++
         "1994-11-06T08:49:37.042Z warning slow request: 0.001002 s (head 0.000002, " ++
-        "body 0.000000, queue 0.000000, gil 0.000000, app 0.001000, write 0.000000), status 400, " ++
-        "thread 3; GET \"/a\\\"b\" from unix:, request id " ++ id ++ "\n", line.written());
+        "body 0.000000, queue 0.000000, gil 0.000000, app 0.001000, write 0.000000), " ++
+        "status 400, thread 3; GET \"/a\\\"b\" from unix:, request id " ++ id ++ "\n", line.written());
     line.len = 0;
     put_refused(line, &fixture.stamp, time_ms, .json, &fixture.connection, fixture.exchange);
     const parsed = try fixture.json();

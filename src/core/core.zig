@@ -50,6 +50,7 @@ pub const file_part = @import("file_part.zig");
 
 test {
     @import("std").testing.refAllDecls(@This());
+    _ = @import("log_test.zig");
     _ = @import("scheduler_test.zig");
     _ = @import("scheduler_own_test.zig");
     _ = @import("server_test.zig");

@@ -61,6 +61,17 @@ pub const RequestInfo = struct {
         self.thread = exchange.record.thread;
     }
 
+    fn set_own_id(
+        self: *RequestInfo,
+        prefix: *const [request_id.prefix_bytes]u8,
+        number: u64,
+    ) void {
+        const bytes = self.request_id.bytes[0..request_id.own_bytes];
+        bytes[0..request_id.prefix_bytes].* = prefix.*;
+        request_id.write_number(bytes[request_id.prefix_bytes..], number);
+        self.request_id.len = request_id.own_bytes;
+    }
+
     fn set_client(self: *RequestInfo, address: *const sys.Address) void {
         var storage: [sys.address_text_bytes_max]u8 = undefined;
         self.client.set(sys.address_text(address, &storage));
@@ -78,6 +89,7 @@ pub const Current = struct {
     sequence: Word = .init(0),
     /// 0 when the worker runs nothing.
     began_ns: Word = .init(0),
+    number: Word = .init(0),
     lengths: Word = .init(0),
     address: [address_words]Word = @splat(.init(0)),
     line: [line_words]Word = @splat(.init(0)),
@@ -88,7 +100,7 @@ pub const Current = struct {
     const Lengths = packed struct(u64) { method: u16, line: u16, id: u16, padding: u16 = 0 };
 
     /// The worker is about to run this request.
-    pub fn set(self: *Current, connection: *const Connection, exchange: *Exchange) void {
+    pub fn set(self: *Current, connection: *const Connection, exchange: *const Exchange) void {
         const head = &exchange.head;
         const sequence = self.sequence.load(.monotonic);
         // Every word below is stored with release, and so after this one for who acquires it.
@@ -96,18 +108,35 @@ pub const Current = struct {
         // The request line is in one piece: method, space, target.
         const line_start = head.method.start;
         const line_end = @min(head.target.start + head.target.len, line_start + line_bytes_max);
-        const id = exchange.request_id();
+        const given_id = exchange.record.given_id;
         self.lengths.store(@bitCast(Lengths{
             .method = @intCast(@min(head.method.len, method_bytes_max)),
             .line = @intCast(line_end - line_start),
-            .id = @intCast(id.len),
+            .id = @intCast(given_id.len),
         }), .release);
-        store_words(&self.address, std.mem.asBytes(connection.client()));
-        store_words(&self.line, exchange.bytes[line_start..line_end]);
-        store_words(&self.id, id);
+        self.set_address(connection.client());
+        var at: usize = line_start;
+        for (&self.line) |*word| {
+            if (at >= line_end) break;
+            // The protocol follows, so that there are eight bytes; what is too much is not read.
+            word.store(std.mem.readInt(u64, exchange.bytes[at..][0..8], .little), .release);
+            at += 8;
+        }
+        self.number.store(exchange.record.number, .release);
+        if (given_id.len > 0) store_words(&self.id, given_id.of(exchange.bytes));
         self.phase.store(.app, .release);
         self.began_ns.store(exchange.record.timing.began_ns, .release);
         self.sequence.store(sequence +% 2, .release);
+    }
+
+    fn set_address(self: *Current, address: *const sys.Address) void {
+        const bytes = std.mem.asBytes(address);
+        if (sys.address_bytes4(address) != null) {
+            // Family, port and address.
+            self.address[0].store(std.mem.readInt(u64, bytes[0..8], .little), .release);
+        } else {
+            store_words(&self.address, bytes);
+        }
     }
 
     /// The worker runs nothing any more.
@@ -141,8 +170,13 @@ pub const Current = struct {
     }
 
     /// Any thread. False when the worker runs nothing; a worker that changes its request all the
-    /// time is taken for one that does.
-    pub fn read(self: *const Current, info: *RequestInfo, now_ns: u64) bool {
+    /// time is taken for one that does. `id_prefix` is the pool's.
+    pub fn read(
+        self: *const Current,
+        info: *RequestInfo,
+        id_prefix: *const [request_id.prefix_bytes]u8,
+        now_ns: u64,
+    ) bool {
         for (0..16) |_| {
             const sequence = self.sequence.load(.acquire);
             const began_ns = self.began_ns.load(.acquire);
@@ -150,9 +184,11 @@ pub const Current = struct {
             const lengths: Lengths = @bitCast(self.lengths.load(.acquire));
             var address: sys.Address = undefined;
             var line: [line_bytes_max]u8 = undefined;
+            // What is behind an IPv4 address is of an earlier client, and has no meaning.
             load_words(&self.address, std.mem.asBytes(&address));
             load_words(&self.line, &line);
-            load_words(&self.id, &info.request_id.bytes);
+            if (lengths.id > 0) load_words(&self.id, &info.request_id.bytes);
+            const number = self.number.load(.acquire);
             info.phase = self.phase.load(.acquire);
             if (sequence % 2 != 0 or self.sequence.load(.monotonic) != sequence) {
                 std.atomic.spinLoopHint();
@@ -163,6 +199,7 @@ pub const Current = struct {
             const target_start = @min(lengths.method + 1, lengths.line);
             info.target.set(line[target_start..lengths.line]);
             info.request_id.len = lengths.id;
+            if (lengths.id == 0) info.set_own_id(id_prefix, number);
             info.set_client(&address);
             info.age_ns = now_ns -| began_ns;
             return true;
@@ -258,7 +295,7 @@ test "in flight: a record gives back what was written" {
     var connection: Connection = .{ .index = 0 };
     var current: Current = .{};
     var info: RequestInfo = undefined;
-    try testing.expect(!current.read(&info, 0));
+    try testing.expect(!current.read(&info, &pool.id_prefix, 0));
     const long = "/" ++ "x" ** 200;
     const longer = "Y" ** 150;
     const cases = [_][4][]const u8{
@@ -275,7 +312,7 @@ test "in flight: a record gives back what was written" {
         defer pool.release(exchange);
         exchange.record.begin(1000, number);
         current.set(&connection, exchange);
-        try testing.expect(current.read(&info, 1500));
+        try testing.expect(current.read(&info, &pool.id_prefix, 1500));
         try testing.expectEqualStrings(case[2], info.method.slice());
         try testing.expectEqualStrings(case[3], info.target.slice());
         try testing.expectEqualStrings(exchange.request_id(), info.request_id.slice());
@@ -283,7 +320,7 @@ test "in flight: a record gives back what was written" {
         try testing.expectEqual(Phase.app, info.phase);
     }
     current.clear();
-    try testing.expect(!current.read(&info, 0));
+    try testing.expect(!current.read(&info, &pool.id_prefix, 0));
 }
 
 test "in flight: a reader never sees halves of two requests" {
@@ -319,7 +356,7 @@ test "in flight: a reader never sees halves of two requests" {
     var seen: usize = 0;
     for (0..2_000_000) |_| {
         if (seen == 2000) break;
-        if (!current.read(&info, 10)) continue;
+        if (!current.read(&info, &pool.id_prefix, 10)) continue;
         seen += 1;
         const which: usize = if (info.age_ns == 9) 0 else 1;
         const letter = "ab"[which];

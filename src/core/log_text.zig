@@ -324,31 +324,6 @@ test "log text: the time of a line in both formats" {
         "1994-11-06T08:49:38.999Z", line.written());
 }
 
-test "log text: addresses" {
-    var buffer: [100]u8 = undefined;
-    const Net = std.net.Address;
-    for ([_]struct { []const u8, []const u8 }{
-        .{ "127.0.0.1", "127.0.0.1" },
-        .{ "255.255.255.255", "255.255.255.255" },
-        .{ "0.0.0.0", "0.0.0.0" },
-        .{ "2001:db8::1", "2001:db8::1" },
-    }) |case| {
-        const net = try Net.parseIp(case[0], 80);
-        var address = std.mem.zeroes(sys.Address);
-        if (net.any.family == std.c.AF.INET) {
-            address.in4 = @bitCast(net.in.sa);
-        } else {
-            address.in6 = @bitCast(net.in6.sa);
-        }
-        var line: Line = .{ .buffer = &buffer };
-        line.put_address(&address);
-        try testing.expectEqualStrings(case[1], line.written());
-    }
-    var line: Line = .{ .buffer = &buffer };
-    line.put_address(&std.mem.zeroes(sys.Address));
-    try testing.expectEqualStrings("unix:", line.written());
-}
-
 test "log text: what does not fit is left out" {
     var buffer: [5]u8 = undefined;
     var line: Line = .{ .buffer = &buffer };

@@ -256,14 +256,15 @@ pub const Metrics = struct {
 };
 
 fn write_requests(out: Exposition, total: *const Shard) std.Io.Writer.Error!void {
-    try out.family("requests", .counter, "Requests answered, by method and status; 499 where the " ++
-        "client left before there was an answer.");
+    try out.family("requests", .counter, "Requests answered, by method and status; 499 where " ++
+        "the client left before there was an answer.");
     for (methods, 0..) |method, row| {
         const by_status = if (row == 0) &total.requests_get else &total.requests_other[row - 1];
         for (statuses, by_status) |status, *counter| {
             const value = counter.get();
             if (value == 0) continue;
-            try out.writer.print(prefix ++ "requests_total{{method=\"{s}\",status=\"{s}\"}} {d}\n", .{
+            const labels = "{{method=\"{s}\",status=\"{s}\"}}";
+            try out.writer.print(prefix ++ "requests_total" ++ labels ++ " {d}\n", .{
                 method,
                 status,
                 value,
@@ -311,7 +312,8 @@ fn write_by_phase(
         const phase: Phase = @enumFromInt(index);
         // Nobody bounds the wait for the GIL, and nobody can leave in it unseen.
         if (phase == .gil) continue;
-        try out.writer.print(prefix ++ name ++ "{{phase=\"{t}\"}} {d}\n", .{ phase, counter.get() });
+        const value = counter.get();
+        try out.writer.print(prefix ++ name ++ "{{phase=\"{t}\"}} {d}\n", .{ phase, value });
     }
 }
 
@@ -518,7 +520,8 @@ test "metrics: a histogram's buckets hold what is up to their bound" {
 }
 
 test "metrics: the formats differ in names, types and end" {
-    const gauges: Gauges = .{ .draining = true, .version = "1", .python = "a\"b\\c\nd", .zig = "z" };
+    const odd = "a\"b\\c\nd";
+    const gauges: Gauges = .{ .draining = true, .version = "1", .python = odd, .zig = "z" };
     const older = try render(&Metrics.empty, .prometheus_0_0_4, gauges);
     defer testing.allocator.free(older);
     const newer = try render(&Metrics.empty, .openmetrics_1_0, gauges);

@@ -329,7 +329,7 @@ pub const Reply = struct {
 
     fn write_piece(self: *Reply, bytes: []const u8, length_known: ?u64) WriteError!void {
         if (self.progress.broken) return error.ClientGone;
-        self.holds = self.may_hold(bytes.len);
+        self.holds = self.may_hold(bytes.len, length_known == bytes.len);
         defer self.holds = false;
         if (!self.progress.head_sent) {
             try self.send_head(bytes, length_known);
@@ -340,8 +340,8 @@ pub const Reply = struct {
 
     /// Whether this piece can wait for the next: not the first, which may be all for a while, nor
     /// the last.
-    fn may_hold(self: *Reply, bytes: usize) bool {
-        if (!sys.can_hold or self.pusher == null) return false;
+    fn may_hold(self: *Reply, bytes: usize, is_all: bool) bool {
+        if (!sys.can_hold or self.pusher == null or is_all) return false;
         const now_ns = sys.monotonic_ns();
         defer self.piece_ns = now_ns;
         if (!self.progress.head_sent or now_ns -| self.piece_ns >= burst_ns_max) return false;
@@ -420,7 +420,7 @@ pub const Reply = struct {
         self.exchange.body.continue_due = false;
         // Decided here and not when the request came: the client must not use what is about to go.
         if (self.draining.load(.acquire)) self.progress.must_close = true;
-        try self.head.add_request_id(self.exchange.request_id());
+        self.head.request_id = self.exchange.request_id();
         if (self.limits.server_timing) try self.add_server_timing();
         const head = try self.head.finish(
             self.progress.framing,

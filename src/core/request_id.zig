@@ -172,7 +172,17 @@ test "request id: each way in which proxies write when a request came" {
     try testing.expectEqual(500_000_000, waited_ns("1700000000", now));
     // From the future, from long ago, or no time at all.
     for ([_][]const u8{
-        "1700000001",    "1699990000",           "",                    "t=", "t=x", "17000000oo", "1700000000.", "-1", "1e9",
-        "1700000000.1x", "99999999999999999999", "9999999999999999999",
+        "1700000001",
+        "1699990000",
+        "",
+        "t=",
+        "t=x",
+        "17000000oo",
+        "1700000000.",
+        "-1",
+        "1e9",
+        "1700000000.1x",
+        "99999999999999999999",
+        "9999999999999999999",
     }) |text| try testing.expectEqual(0, waited_ns(text, now));
 }

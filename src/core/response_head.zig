@@ -8,6 +8,7 @@
 const std = @import("std");
 const scanner = @import("scanner.zig");
 const date_module = @import("date.zig");
+const request_ids = @import("request_id.zig");
 
 pub const Error = error{
     /// Not "200 Reason": three digits from 200 to 999, then a space.
@@ -38,8 +39,8 @@ pub fn describe(err: Error) [:0]const u8 {
 
 const bytes_max = 1024 * 1024;
 const bytes_first = 4096;
-/// What `finish` may add: date, server, framing and connection fields.
-const finish_bytes_max = 256;
+/// What `finish` may add: date, server, framing and connection fields, the request's id.
+const finish_bytes_max = 256 + 16 + request_ids.given_bytes_max;
 
 /// How the end of the response body is known (RFC 9112 6.3).
 pub const Framing = union(enum) {
@@ -67,6 +68,8 @@ pub const ResponseHead = struct {
     has_date: bool = false,
     has_server: bool = false,
     has_request_id: bool = false,
+    /// Told to the client, unless the application names one itself; empty for none.
+    request_id: []const u8 = "",
 
     pub fn init(gpa: std.mem.Allocator) ResponseHead {
         return .{ .gpa = gpa };
@@ -180,16 +183,6 @@ pub const ResponseHead = struct {
         return number;
     }
 
-    /// Adds the id of the request, unless the application has named it itself.
-    pub fn add_request_id(self: *ResponseHead, id: []const u8) Error!void {
-        if (self.has_request_id) return;
-        const name = "X-Request-Id: ";
-        var rest = try self.reserve(name.len + id.len + 2);
-        put(&rest, name);
-        put(&rest, id);
-        put(&rest, "\r\n");
-    }
-
     /// Whether this status never has a body (RFC 9110 15.3.5, 15.4.5).
     pub fn is_bodiless(self: *const ResponseHead) bool {
         return self.status == 204 or self.status == 304;
@@ -210,6 +203,11 @@ pub const ResponseHead = struct {
             put(&rest, "\r\n");
         }
         if (!self.has_server) put(&rest, "Server: serve-zig\r\n");
+        if (!self.has_request_id and self.request_id.len > 0) {
+            put(&rest, "X-Request-Id: ");
+            put(&rest, self.request_id);
+            put(&rest, "\r\n");
+        }
         switch (framing) {
             .content_length => |length| put_length(&rest, length),
             .chunked => put(&rest, "Transfer-Encoding: chunked\r\n"),
@@ -311,13 +309,16 @@ test "the application's own Date, Server and Content-Length stand" {
 test "the request's id is there once, the application's own before ours" {
     var head: ResponseHead = .init(testing.allocator);
     defer head.deinit();
+    const longest = "x" ** request_ids.given_bytes_max;
+    head.request_id = longest;
     try head.begin("200 OK");
-    try head.add_request_id("abc");
-    try testing.expectEqualStrings("HTTP/1.1 200 OK\r\nX-Request-Id: abc\r\n", head.written());
+    const own = try head.finish(.{ .content_length = 1 << 60 }, .keep_alive, test_date);
+    try testing.expect(std.mem.indexOf(u8, own, "\r\nX-Request-Id: " ++ longest ++ "\r\n") != null);
     try head.begin("200 OK");
     try head.add("x-request-ID", "mine");
-    try head.add_request_id("abc");
-    try testing.expectEqualStrings("HTTP/1.1 200 OK\r\nx-request-ID: mine\r\n", head.written());
+    const given = try head.finish(.chunked, .close, test_date);
+    try testing.expect(std.mem.indexOf(u8, given, "\r\nx-request-ID: mine\r\n") != null);
+    try testing.expect(std.mem.indexOf(u8, given, longest) == null);
 }
 
 test "statuses" {

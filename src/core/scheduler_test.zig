@@ -73,7 +73,8 @@ const FakeHost = struct {
 
     fn submit(self: *FakeHost, task: *FakeTask) void {
         if (task.has_begun) return self.scheduler.submit_begun(task);
-        if (self.scheduler.submit(&.{task}, @import("sys.zig").monotonic_ns()) == 0) self.count_shed(task);
+        const now_ns = @import("sys.zig").monotonic_ns();
+        if (self.scheduler.submit(&.{task}, now_ns) == 0) self.count_shed(task);
     }
 
     pub fn on_tick(_: *FakeHost) bool {

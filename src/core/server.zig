@@ -356,8 +356,8 @@ pub const Server = struct {
         return self.scheduler.worker_count();
     }
 
-    /// The life of the worker thread of this number, which has the GIL before and after. Each number
-    /// once.
+    /// The life of the worker thread of this number, which has the GIL before and after. Each
+    /// number once.
     pub fn run_worker(self: *Server, number: u32) void {
         if (number >= self.crews.len) return;
         if (self.crews[number].has_begun.swap(true, .monotonic)) return;
@@ -461,7 +461,7 @@ pub const Server = struct {
         var count: usize = 0;
         for (self.crews, 0..) |*crew, index| {
             if (count == buffer.len) return count;
-            if (!crew.current.read(&buffer[count], now_ns)) continue;
+            if (!crew.current.read(&buffer[count], &self.pool.id_prefix, now_ns)) continue;
             buffer[count].thread = @intCast(index);
             count += 1;
         }
