@@ -378,10 +378,10 @@ def test_conditions(connection: Connection) -> None:
     assert sorted(name for name, _ in response.fields) == [
         "Cache-Control",
         "Date",
-        "X-Request-Id",
         "ETag",
         "Server",
         "Vary",
+        "X-Request-Id",
     ]
 
 
