@@ -491,7 +491,8 @@ def piped(tmp_path: Path, **log: Any) -> Iterator[tuple[int, int, "subprocess.Po
 def test_lines_go_to_stdout(serve: Servers) -> None:
     server = serve("observing:app", {"log": {"access": "stdout"}})
     server.exchange(get("/"))
-    assert COMBINED.fullmatch(*lines_of(server.folder / "stdout", 1))
+    (line,) = lines_of(server.folder / "stdout", 1)
+    assert COMBINED.fullmatch(line)
 
 
 def test_lines_go_to_stderr(serve: Servers) -> None:

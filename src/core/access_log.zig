@@ -425,7 +425,8 @@ test "access log: refused and slow requests" {
         "GET \"/a\\\"b\" from unix:, request id " ++ id ++ "\n" ++
         "1994-11-06T08:49:37.042Z warning slow request: 0.001002 s (head 0.000002, " ++
         "body 0.000000, queue 0.000000, gil 0.000000, app 0.001000, write 0.000000), " ++
-        "status 400, thread 3; GET \"/a\\\"b\" from unix:, request id " ++ id ++ "\n", line.written());
+        "status 400, thread 3; GET \"/a\\\"b\" from unix:, " ++
+        "request id " ++ id ++ "\n", line.written());
     line.len = 0;
     put_refused(line, &fixture.stamp, time_ms, .json, &fixture.connection, fixture.exchange);
     const parsed = try fixture.json();

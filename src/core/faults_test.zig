@@ -1,9 +1,9 @@
 //! The whole server on a kernel that fails: at each call in turn, and at random over many seeds.
 //!
-//! Whatever fails, the server goes on: each client is answered rightly or loses its connection, none
-//! is left waiting (the server's own time limits are far longer than a client's patience here), and
-//! at the end every descriptor, page and allocation has been given back. FAULT_SECONDS in the
-//! environment runs the seeds for longer, and FAULT_SEED begins with another one.
+//! Whatever fails, the server goes on: each client is answered rightly or loses its connection,
+//! none is left waiting (the server's own time limits are far longer than a client's patience
+//! here), and at the end every descriptor, page and allocation has been given back. FAULT_SECONDS
+//! in the environment runs the seeds for longer, and FAULT_SEED begins with another one.
 
 const std = @import("std");
 const testing = std.testing;

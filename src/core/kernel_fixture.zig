@@ -1,9 +1,9 @@
 //! The kernel as the core's tests see it: libc, with faults where a test asks for them.
 //!
-//! Only test builds have this file: there sys.zig and pages.zig call libc through it, and what ships
-//! calls libc itself. A thread that has armed itself with a `Plan` meets the plan's faults; all
-//! others, a test's clients among them, meet none. Every fault is one that a kernel can show. In
-//! particular an edge-triggered reactor that was told "no more" too early is told of the socket
+//! Only test builds have this file: there sys.zig and pages.zig call libc through it, and what
+//! ships calls libc itself. A thread that has armed itself with a `Plan` meets the plan's faults;
+//! all others, a test's clients among them, meet none. Every fault is one that a kernel can show.
+//! In particular an edge-triggered reactor that was told "no more" too early is told of the socket
 //! again, as it would be when more comes; a socket that is in no reactor is never told that. The
 //! table of watched sockets has a lock of its own; GIL: not needed.
 

@@ -50,8 +50,8 @@ const poll_interval_ns = std.time.ns_per_ms;
 /// How long a worker with more to run keeps the GIL from one that waits for it. The interpreter
 /// would take it away after its switch interval, which is longer.
 const attached_ns_max = std.time.ns_per_ms;
-/// How long a worker with requests of its own keeps another waiting that has some too. Longer, since
-/// each change of the thread costs, and the time of all together is the same.
+/// How long a worker with requests of its own keeps another waiting that has some too. Longer,
+/// since each change of the thread costs, and the time of all together is the same.
 const turn_ns_max = 5 * std.time.ns_per_ms;
 /// Ticks without anything to watch after which the monitor sleeps until it is needed.
 const idle_ticks_max = 8;
@@ -590,7 +590,8 @@ pub fn Scheduler(comptime Host: type) type {
             if (is_own_due and self.last_turn_was_new) {
                 if (self.give_own_turn(worker, now_ns)) return;
             }
-            if (worker.own_first != null and self.has_waiting()) if (self.parked_unbound()) |other| {
+            const may_help = worker.own_first != null and self.has_waiting();
+            if (may_help) if (self.parked_unbound()) |other| {
                 self.last_turn_was_new = true;
                 self.is_turn_coming = true;
                 return self.give_turn(other);

@@ -303,25 +303,7 @@ pub const Server = struct {
         errdefer self.log.deinit();
         self.poller = try Poller.init(self, listeners);
         errdefer self.poller.deinit();
-        for (crews, 0..) |*crew, index| {
-            crew.* = .{
-                .worker = .{ .index = @intCast(index) },
-                .server = self,
-                .reply = undefined,
-                .lane = .{
-                    .shard = metrics.worker_shard(index),
-                    .line = self.line_of(index + 1),
-                },
-            };
-            crew.reply = .init(
-                gpa,
-                options.reply_limits(),
-                application.interlude,
-                &self.draining,
-            );
-            crew.reply.watch(&crew.lane.shard.bytes_sent, &crew.current.phase);
-            crew.reply.pusher = .{ .context = self, .wake = wake_pusher };
-        }
+        for (crews, 0..) |*crew, index| self.create_crew(crew, index);
         self.log.start() catch return error.Unexpected;
         self.scheduler.start() catch return error.Unexpected;
         return self;
@@ -331,6 +313,26 @@ pub const Server = struct {
     pub fn line_of(self: *const Server, number: usize) []u8 {
         const size = access_log.line_bytes_max;
         return self.lines[number * size ..][0..size];
+    }
+
+    fn create_crew(self: *Server, crew: *Crew, index: usize) void {
+        crew.* = .{
+            .worker = .{ .index = @intCast(index) },
+            .server = self,
+            .reply = undefined,
+            .lane = .{
+                .shard = self.metrics.worker_shard(index),
+                .line = self.line_of(index + 1),
+            },
+        };
+        crew.reply = .init(
+            self.gpa,
+            self.options.reply_limits(),
+            self.application.interlude,
+            &self.draining,
+        );
+        crew.reply.watch(&crew.lane.shard.bytes_sent, &crew.current.phase);
+        crew.reply.pusher = .{ .context = self, .wake = wake_pusher };
     }
 
     /// After every worker has returned.

@@ -204,11 +204,7 @@ pub const App = struct {
         var parts = std.mem.splitScalar(u8, path, '/');
         _ = parts.next();
         const name = parts.next() orelse "";
-        var numbers: [4]u32 = @splat(0);
-        for (&numbers) |*number| {
-            number.* = std.fmt.parseInt(u32, parts.next() orelse break, 10) catch 0;
-        }
-        const first, const second, const third, const fourth = numbers;
+        const first, const second, const third, const fourth = numbers_of(parts.rest());
         const kind = std.meta.stringToEnum(Kind, name) orelse .missing;
         switch (kind) {
             .small => try answer(crew, "200 OK", "hello"),
@@ -273,6 +269,15 @@ pub const App = struct {
         }
     }
 
+    fn numbers_of(text: []const u8) [4]u32 {
+        var parts = std.mem.splitScalar(u8, text, '/');
+        var numbers: [4]u32 = @splat(0);
+        for (&numbers) |*number| {
+            number.* = std.fmt.parseInt(u32, parts.next() orelse break, 10) catch 0;
+        }
+        return numbers;
+    }
+
     const Kind = enum {
         /// Five bytes at once.
         small,
@@ -293,7 +298,8 @@ pub const App = struct {
         large,
         /// Pieces, bytes of each, milliseconds before each.
         stream,
-        /// Pieces, bytes of each, milliseconds of parking after each; every other is resumed before.
+        /// Pieces, bytes of each, milliseconds of parking after each; every other is resumed
+        /// before.
         @"suspend",
         /// As `stream`, to go on with the worker that began it.
         own,
