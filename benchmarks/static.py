@@ -62,7 +62,8 @@ FILES = (
     File("1k.png", "1 KiB, 32 connections", 1 << 10, 32),
     File("100k.png", "100 KiB, 32 connections", 100 << 10, 32, 0.9),
     File("1m.png", "1 MiB, 32 connections", 1 << 20, 32),
-    File("1g.bin", "1 GiB, once", 1 << 30, 0, 1.0),
+    # Both send it at the speed of the client's reading, so that rounds differ more than servers.
+    File("1g.bin", "1 GiB, once", 1 << 30, 0, 0.95),
 )
 
 

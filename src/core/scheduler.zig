@@ -788,6 +788,8 @@ const testing = std.testing;
 
 /// Enough of a host to look at the rules.
 const NoHost = struct {
+    pub fn wake_poller(_: *NoHost) void {}
+
     pub const Task = struct { route: u16 = 0, worker: ?*Worker = null, next_own: ?*Task = null };
 };
 

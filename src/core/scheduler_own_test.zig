@@ -86,7 +86,9 @@ const Host = struct {
             const task = self.take_arrived() orelse return;
             if (task.has_begun) {
                 self.scheduler.submit_begun(task);
-            } else if (self.scheduler.submit(&.{task}) == 0) self.shed(undefined, task);
+            } else if (self.scheduler.submit(&.{task}, sys.monotonic_ns()) == 0) {
+                self.shed(undefined, task);
+            }
         }
         self.woken.store(1, .release);
     }

@@ -45,7 +45,6 @@ pub const option_bytes_max = 255;
 /// Bodies up to this size are read, and leave with the head in one send: that is faster than two
 /// calls for head and file.
 const copied_bytes_max = 32 * 1024;
-const first_bytes = 4096;
 /// Room for a head beside what it repeats of the request and the options.
 const head_bytes_max = 2048;
 /// What the caller has to give.
@@ -685,12 +684,8 @@ const HeadWriter = struct {
             return result;
         }
         if (range.length > copied_bytes_max) {
-            const first = self.buffer[self.len..][0..first_bytes];
-            const n = sys.read_at(fd, first, range.start) catch 0;
-            self.len += n;
-            result.bytes = self.buffer[0..self.len];
             result.file = fd;
-            result.range = .{ .start = range.start + n, .length = range.length - n };
+            result.range = range;
             return result;
         }
         defer sys.close(fd);

@@ -55,9 +55,15 @@ class Tally:
             self._counts[key] += 1
             return self._counts[key]
 
+    def count(self, key: int) -> int:
+        """Return how many there are."""
+        with self._lock:
+            return self._counts[key]
+
 
 calls = Calls()
 served = Tally()
+finished = Tally()
 local = threading.local()
 seen: contextvars.ContextVar[str] = contextvars.ContextVar("seen", default="fresh")
 shared = threading.Lock()
@@ -414,6 +420,44 @@ def spooled(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable
     return environ["wsgi.file_wrapper"](file)  # type: ignore[no-any-return]
 
 
+def written(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """Answer through `write`, after early hints."""
+    environ["wsgi.early_hints"]([("Link", "</style.css>; rel=preload")])
+    write = start_response("200 OK", [("Content-Type", "text/plain")])
+    write(b"written ")
+    write(b"twice ")
+    return [b"and returned"]
+
+
+keepsake: list[object] = []
+
+
+def keeping(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """Keep all that the request gave, until the next one."""
+    keepsake[:] = [environ, start_response, environ["wsgi.early_hints"]]
+    return answer_text(start_response, "kept")
+
+
+def suspending(environ: WSGIEnvironment, start_response: StartResponse) -> Iterator[bytes]:
+    """Wait without a thread for so many milliseconds, or until another thread resumes it."""
+    milliseconds, _, how = environ["QUERY_STRING"].partition("&")
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    try:
+        yield b"begun "
+        resume = environ["x-wsgiorg.suspend"](int(milliseconds))
+        if how == "resumed":
+            threading.Thread(target=resume).start()
+        yield b""
+        yield b"went on"
+    finally:
+        finished.add(0)
+
+
+def count_finished(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """Answer how many suspended responses are over."""
+    return answer_json(start_response, finished.count(0))
+
+
 class MallInfo(ctypes.Structure):
     """`struct mallinfo2` of the GNU C library: ten sizes."""
 
@@ -441,6 +485,17 @@ def heap_bytes() -> int:
     return int(found.uordblks + found.hblkhd)
 
 
+def server_status() -> dict[str, int]:
+    """Return `Server.status()`: the launcher has the server, in a variable of its main thread."""
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    while frame is not None:
+        server = frame.f_locals.get("server")
+        if server is not None:
+            return dict(server.status())
+        frame = frame.f_back
+    raise LookupError("the launcher's variable")
+
+
 def numbers(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
     """Answer what would grow if something were not given back."""
     gc.collect()
@@ -452,6 +507,11 @@ def numbers(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable
         "software": environ["SERVER_SOFTWARE"],
         "name": environ["SERVER_NAME"],
         "context": contextvars.Context,
+        # From CPython 3.12 on these are immortal, and their counts stand still.
+        "None": None,
+        "True": True,
+        "bytes": b"",
+        "text": "",
     }
     return answer_json(
         start_response,
@@ -460,6 +520,7 @@ def numbers(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable
             "objects": len(gc.get_objects()),
             "heap": heap_bytes(),
             "threads": threading.active_count(),
+            "status": server_status(),
             "references": {name: sys.getrefcount(one) for name, one in counted.items()},
         },
     )
@@ -494,6 +555,10 @@ HANDLERS: tuple[WSGIApplication, ...] = (
     upload,
     listed,
     spooled,
+    written,
+    keeping,
+    suspending,
+    count_finished,
     numbers,
 )
 ROUTES = {f"/{handler.__name__}": handler for handler in HANDLERS}

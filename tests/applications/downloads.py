@@ -127,7 +127,7 @@ def named(size: int) -> Any:
 
 def spooled(size: int) -> Any:
     """Return a temporary file that is in memory at first."""
-    file = tempfile.SpooledTemporaryFile(1 << 20, dir=FOLDER)  # noqa: SIM115 - closed by the server
+    file = tempfile.SpooledTemporaryFile(1 << 20)  # noqa: SIM115 - closed by the server
     file.write(pattern(size))
     file.seek(0)
     return file
