@@ -99,11 +99,12 @@ class Decided:
 
     def covers(self, reader: str, found: Disagreement, stream: bytes) -> bool:
         """Whether this is that disagreement."""
+        explained = EXPLAINED.get(self.entry)
         return (
             (self.reader, self.kind) == (reader, found.kind)
             and re.fullmatch(self.what, found.what) is not None
             and re.search(self.because.encode("latin-1"), stream) is not None
-            and EXPLAINED.get(self.entry, lambda _: True)(found)
+            and (explained is None or explained(found))
         )
 
 
