@@ -14,6 +14,7 @@ from serve_zig.application import load as load_application
 from serve_zig.config import FILE_DEFAULT, Config
 from serve_zig.config import load as load_config
 from serve_zig.errors import EXIT_DRAINED, ConfigError, LauncherError
+from serve_zig.hooks import Hook
 from serve_zig.target import parse_target
 
 TYPE_CHECKING = False
@@ -135,6 +136,8 @@ def _check(config: Config) -> int:
     sys.stdout = sys.stderr
     try:
         load_application(target, config.text("app.directory"), config.place("app.target"))
+        for path in ("app.startup", "app.shutdown"):
+            Hook(config, path).load()
     finally:
         sys.stdout = stdout
     # TOML is UTF-8, whatever the terminal's encoding is.

@@ -72,6 +72,16 @@ class Config:
         """Return where the key stands, and the key, as messages begin with it."""
         return f"{_place(self.file, self._text, path, path in self._overridden)}: {path}"
 
+    def to_tables(self) -> dict[str, dict[str, Value]]:
+        """Return every available key's value, table by table: times in seconds, sizes in bytes."""
+        return {
+            table: {
+                key.name: self._values[key.path] for key in keys_of(table) if key.kind is not None
+            }
+            for table in TABLES
+            if is_available(table)
+        }
+
     def to_toml(self) -> str:
         """Return the config as a TOML file that loads to the same config from any directory."""
         tables = []
@@ -302,8 +312,13 @@ def _resolve(config: Config, values: dict[str, Value], written: set[str]) -> Non
         )
 
     values["listen.bind"] = [
-        _absolute_address(text, base, config, problems) for text in config.strings("listen.bind")
+        _absolute_address(text, base, config.place("listen.bind"), problems)
+        for text in config.strings("listen.bind")
     ]
+    if config.text("admin.bind"):
+        values["admin.bind"] = _absolute_address(
+            config.text("admin.bind"), base, config.place("admin.bind"), problems
+        )
 
     line_bytes, head_bytes = config.integer("limits.request_line"), config.integer("limits.head")
     if line_bytes > head_bytes:
@@ -317,15 +332,15 @@ def _resolve(config: Config, values: dict[str, Value], written: set[str]) -> Non
         raise ConfigError(*problems)
 
 
-def _absolute_address(text: str, base: str, config: Config, problems: list[str]) -> str:
+def _absolute_address(text: str, base: str, place: str, problems: list[str]) -> str:
     address = parse_address(text)
     if not isinstance(address, UnixAddress):
         return text
     path = os.path.join(base, address.path)
     if len(os.fsencode(path)) > _UNIX_PATH_BYTES_MAX:
         problems.append(
-            f"{config.place('listen.bind')}: {toml_format.string(path)} is too long for a unix "
-            f"socket; allowed are {_UNIX_PATH_BYTES_MAX} bytes"
+            f"{place}: {toml_format.string(path)} is too long for a unix socket; allowed are "
+            f"{_UNIX_PATH_BYTES_MAX} bytes"
         )
     return f"unix:{path}"
 

@@ -79,17 +79,31 @@ class Kind:
 
 
 class Text(Kind):
-    """A string that is not empty; ``check`` may refuse it by raising ValueError with a sentence."""
+    """A string; ``check`` may refuse one by raising ValueError with a sentence.
+
+    The empty one is refused unless ``may_be_empty``, and never shown to ``check``.
+    """
 
     name = "string"
 
-    def __init__(self, allowed: str, check: Callable[[str], object] | None = None) -> None:
+    def __init__(
+        self,
+        allowed: str,
+        check: Callable[[str], object] | None = None,
+        *,
+        may_be_empty: bool = False,
+    ) -> None:
         self.allowed = allowed
         self._check = check
+        self._may_be_empty = may_be_empty
 
     def parse(self, value: object) -> str:
         """Return the string."""
-        if not isinstance(value, str) or value == "" or "\0" in value:
+        if not isinstance(value, str) or "\0" in value:
+            raise self.unsuitable(value)
+        if value == "":
+            if self._may_be_empty:
+                return value
             raise self.unsuitable(value)
         if self._check is not None:
             try:

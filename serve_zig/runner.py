@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 
+from serve_zig.admin import Admin
 from serve_zig.application import load
 from serve_zig.application_traceback import format_stack
 from serve_zig.descriptors import fit_connections
@@ -18,12 +19,15 @@ from serve_zig.errors import (
     EXIT_DRAIN_TIMEOUT,
     EXIT_DRAINED,
     EXIT_FAILED,
+    ApplicationError,
     LauncherError,
     StartInterruptedError,
 )
+from serve_zig.hooks import Hook
 from serve_zig.listeners import Listener, close_listeners, open_listeners
 from serve_zig.logging import Log
 from serve_zig.signals import Signals
+from serve_zig.stacks import stack_of
 from serve_zig.target import parse_target
 
 TYPE_CHECKING = False
@@ -77,10 +81,13 @@ def serve(config: Config) -> int:
     log = Log(config.text("log.level"))
     signals = Signals()
     listeners: list[Listener] = []
+    admin = Admin(config)
+    shutdown = Hook(config, "app.shutdown")
     try:
         signals.install()
         server_type = core_server()
         connections = _fit_connections(config, log)
+        admin.open()
         listeners = open_listeners(
             config.strings("listen.bind"),
             config.integer("listen.unix_mode"),
@@ -88,6 +95,12 @@ def serve(config: Config) -> int:
         )
         target = parse_target(config.text("app.target"))
         application = load(target, config.text("app.directory"), config.place("app.target"))
+        startup = Hook(config, "app.startup")
+        startup.load()
+        shutdown.load()
+        admin.stage("startup")
+        startup.run()
+        admin.stage("starting")
         for listener in listeners:
             listener.listen(config.integer("listen.backlog"))
         options = core_options(config, connections)
@@ -98,19 +111,16 @@ def serve(config: Config) -> int:
         except (OSError, ValueError, RuntimeError, MemoryError) as error:
             raise LauncherError(f"the core cannot start: {type(error).__name__}: {error}") from None
         sys.setswitchinterval(config.seconds("concurrency.switch_interval"))
-        signals.serving(server.wakeup_fd())
+        signals.serving(server.wakeup_fd(), server.announce_drain)
         workers = Workers(server, log)
         workers.start()
-        version = build_information()["version"]
-        urls = ", ".join(one.url for one in listeners)
-        log.info(
-            f"serve-zig {version} (pid {os.getpid()}) serves {target.text} on {urls} "
-            f"with {config.integer('concurrency.threads')} threads"
-        )
+        admin.serve(server)
+        _say_hello(config, listeners, admin, log)
         run = _Run(server, workers, listeners, signals, log, config.seconds("timeouts.drain"))
         status = run.wait()
         signals.ending()
     except (StartInterruptedError, LauncherError):
+        admin.close()
         # An import that a signal broke off may fail in the application's own way.
         if not signals.stops:
             raise
@@ -118,9 +128,47 @@ def serve(config: Config) -> int:
         return EXIT_DRAINED
     finally:
         close_listeners(listeners)
-    if not workers.join(_JOIN_SECONDS if status == EXIT_DRAINED else _JOIN_SECONDS_HURRIED):
+    have_ended = workers.join(_JOIN_SECONDS if status == EXIT_DRAINED else _JOIN_SECONDS_HURRIED)
+    if status != EXIT_FAILED:
+        admin.stage("shutdown")
+        status = _shut_down(shutdown, status, config.seconds("timeouts.drain"), log)
+    if not have_ended:
         _exit(status)
+    admin.close()
     _exit_within(_EXIT_SECONDS, status, log)
+    return status
+
+
+def _say_hello(config: Config, listeners: list[Listener], admin: Admin, log: Log) -> None:
+    version = build_information()["version"]
+    urls = ", ".join(one.url for one in listeners)
+    log.info(
+        f"serve-zig {version} (pid {os.getpid()}) serves {config.text('app.target')} on {urls} "
+        f"with {config.integer('concurrency.threads')} threads"
+    )
+    if admin.urls:
+        log.info(f"the admin listener is on {', '.join(admin.urls)}")
+
+
+def _shut_down(shutdown: Hook, status: int, seconds: float, log: Log) -> int:
+    """Run app.shutdown, which may take as long as a drain, and return the exit status."""
+    done = threading.Event()
+
+    def give_up() -> None:
+        if done.wait(seconds):
+            return
+        stack = stack_of(threading.main_thread().ident or 0)
+        log.error(f"app.shutdown takes longer than {seconds:g} s; the process ends now", stack)
+        _exit(EXIT_DRAIN_TIMEOUT)
+
+    threading.Thread(target=give_up, name="serve-zig-shutdown", daemon=True).start()
+    try:
+        shutdown.run()
+    except ApplicationError as error:
+        sys.stderr.write(error.report())
+        return status or error.exit_status
+    finally:
+        done.set()
     return status
 
 
@@ -152,6 +200,7 @@ def core_options(config: Config, connections: int) -> dict[str, int | bool | str
     for name, path in _OPTIONS_MS.items():
         options[name] = max(1, round(config.seconds(path) * 1000))
     options["connections"] = connections
+    options["in_band"] = config.text("admin.in_band")
     options["temporary_directory"] = temporary_directory()
     return options
 

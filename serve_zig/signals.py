@@ -13,6 +13,7 @@ from serve_zig.errors import EXIT_FAILED, StartInterruptedError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import FrameType
 
 _NOT_AVAILABLE = {
@@ -29,6 +30,7 @@ class Signals:
         self._notes: list[str] = []
         self._phase = "starting"
         self._process = os.getpid()
+        self._announce: Callable[[], None] | None = None
 
     def install(self) -> None:
         """Take over the signals. As PID 1 the kernel drops those without a handler."""
@@ -38,20 +40,21 @@ class Signals:
         signal.signal(signal.SIGUSR1, self._note)
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
 
-    def serving(self, wakeup_descriptor: int) -> None:
-        """From here on a stop signal is for the main loop to act on.
+    def serving(self, wakeup_descriptor: int, announce: Callable[[], None]) -> None:
+        """From here on a stop signal is for the main loop to act on; ``announce`` is called first.
 
         A signal ends ``Server.wait`` through the descriptor, even one that comes just before it
         or that the system hands to another thread. Raises StartInterruptedError for a signal that
         came before and that the application swallowed while it was imported.
         """
         signal.set_wakeup_fd(wakeup_descriptor, warn_on_full_buffer=False)
+        self._announce = announce
         self._phase = "serving"
         if self.stops:
             raise StartInterruptedError
 
     def ending(self) -> None:
-        """From here on a stop signal ends the process: only the interpreter's exit is left."""
+        """From here on a second stop signal ends the process; little but its exit is left."""
         self._phase = "ending"
 
     def take_notes(self) -> list[str]:
@@ -64,11 +67,13 @@ class Signals:
             _end_child(number)
             return
         self.stops.append(signal.Signals(number).name)
-        if self._phase == "ending":
+        if self._phase == "serving":
+            if self._announce is not None:
+                self._announce()
+            return
+        if len(self.stops) > 1:
             os._exit(EXIT_FAILED)
         if self._phase == "starting":
-            if len(self.stops) > 1:
-                os._exit(EXIT_FAILED)
             raise StartInterruptedError
 
     def _note(self, number: int, frame: FrameType | None) -> None:

@@ -5,6 +5,7 @@
 //! thread that calls them. What they return is a new reference.
 
 const py = @import("pydust");
+const admin_object = @import("python/admin_object.zig");
 const server_object = @import("python/server_object.zig");
 
 const root = @This();
@@ -50,6 +51,11 @@ pub const Server = py.class(struct {
         return object(server_object.drain(self.handle));
     }
 
+    /// A drain will come; /readyz fails from here on.
+    pub fn announce_drain(self: *const Self) !py.PyObject {
+        return object(server_object.announce_drain(self.handle));
+    }
+
     pub fn stop(self: *const Self) !py.PyObject {
         return object(server_object.stop(self.handle));
     }
@@ -66,6 +72,58 @@ pub const Server = py.class(struct {
 
     pub fn status(self: *const Self) !py.PyObject {
         return object(server_object.status(self.handle));
+    }
+});
+
+pub const Admin = py.class(struct {
+    pub const __doc__ =
+        \\Admin(options, listeners)
+        \\
+        \\The admin listener, on a thread without Python. `listeners` are descriptors, which it
+        \\takes over.
+    ;
+    const Self = @This();
+
+    handle: ?*anyopaque,
+
+    pub fn __init__(self: *Self, args: struct {
+        options: py.PyObject,
+        listeners: py.PyObject,
+    }) !void {
+        self.handle = null;
+        self.handle = try raised(admin_object.create(
+            @ptrCast(args.options.py),
+            @ptrCast(args.listeners.py),
+        ));
+    }
+
+    /// Where the process is between its start and its end.
+    pub fn stage(self: *const Self, args: struct { name: py.PyObject }) !py.PyObject {
+        return object(admin_object.stage(self.handle, @ptrCast(args.name.py)));
+    }
+
+    /// From here on the answers are about this server.
+    pub fn serve(self: *const Self, args: struct { server: *const Server.definition }) !py.PyObject {
+        return object(admin_object.serve(self.handle, args.server.handle));
+    }
+
+    /// The life of the helper thread: the name of something to do.
+    pub fn wait(self: *const Self) !py.PyObject {
+        return object(admin_object.wait(self.handle));
+    }
+
+    pub fn answer(self: *const Self, args: struct { text: py.PyObject }) !py.PyObject {
+        return object(admin_object.answer(self.handle, @ptrCast(args.text.py)));
+    }
+
+    /// Makes `wait` return "stop".
+    pub fn dismiss(self: *const Self) !py.PyObject {
+        return object(admin_object.dismiss(self.handle));
+    }
+
+    /// Closes the listeners.
+    pub fn stop(self: *const Self) !py.PyObject {
+        return object(admin_object.stop(self.handle));
     }
 });
 

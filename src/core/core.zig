@@ -19,9 +19,15 @@ pub const exchange = @import("exchange.zig");
 pub const connection = @import("connection.zig");
 pub const poller = @import("poller.zig");
 pub const server = @import("server.zig");
+pub const health = @import("health.zig");
+pub const inspector = @import("inspector.zig");
+pub const json = @import("json.zig");
+pub const admin = @import("admin.zig");
+pub const admin_pages = @import("admin_pages.zig");
 
 test {
     @import("std").testing.refAllDecls(@This());
     _ = @import("scheduler_test.zig");
     _ = @import("server_test.zig");
+    _ = @import("admin_test.zig");
 }

@@ -18,6 +18,7 @@ const deadlines_module = @import("deadlines.zig");
 const connection_module = @import("connection.zig");
 const body_module = @import("body.zig");
 const exchange_module = @import("exchange.zig");
+const Probe = @import("health.zig").Probe;
 const Server = @import("server.zig").Server;
 const Connection = connection_module.Connection;
 const Exchange = exchange_module.Exchange;
@@ -404,7 +405,23 @@ pub const Poller = struct {
             self.refuse(connection, 501, "connect");
             return true;
         }
+        if (self.server.options.in_band.len > 0) {
+            if (self.answer_probe(connection, exchange)) return true;
+        }
         self.begin_body(connection, exchange);
+        return true;
+    }
+
+    /// Answers a health check at once, whatever the threads do; false when it is none.
+    fn answer_probe(self: *Poller, connection: *Connection, exchange: *Exchange) bool {
+        const head = &exchange.head;
+        const probe = Probe.of(
+            self.server.options.in_band,
+            head.method.of(exchange.bytes),
+            head.path.of(exchange.bytes),
+        ) orelse return false;
+        self.server.answer_probe(connection, probe, &self.date);
+        self.finish_own(connection);
         return true;
     }
 
@@ -508,6 +525,11 @@ pub const Poller = struct {
 
     fn refuse_with(self: *Poller, connection: *Connection, refusal: refusal_module.Refusal) void {
         self.server.refuse(connection, refusal, &self.date);
+        self.finish_own(connection);
+    }
+
+    /// After an answer of the server's own has been written.
+    fn finish_own(self: *Poller, connection: *Connection) void {
         if (connection.state == .closing) return self.mark_closing(connection);
         self.set_deadline(connection, self.server.options.write_timeout_ms);
         self.flush(connection);

@@ -17,6 +17,8 @@ const reply_module = @import("reply.zig");
 const exchange_module = @import("exchange.zig");
 const connection_module = @import("connection.zig");
 const Poller = @import("poller.zig").Poller;
+const health_module = @import("health.zig");
+const Health = health_module.Health;
 const Connection = connection_module.Connection;
 const Exchange = exchange_module.Exchange;
 const Reply = reply_module.Reply;
@@ -44,6 +46,8 @@ pub const Options = struct {
     drain_timeout_ms: u64 = 30_000,
     /// Where request bodies beyond `body_memory_bytes` go.
     temporary_directory: []const u8 = "/tmp",
+    /// The path prefix under which the poller answers livez and readyz; empty: none.
+    in_band: []const u8 = "",
 
     pub fn head_limits(self: *const Options) request_head.Limits {
         return .{
@@ -146,6 +150,7 @@ pub const Server = struct {
     /// Requests never begun, since their clients had gone.
     dropped: std.atomic.Value(u64) = .init(0),
     connection_count: std.atomic.Value(u32) = .init(0),
+    health: Health = .{},
 
     /// Takes over the listeners' descriptors, which are bound, listening and non-blocking.
     pub fn create(
@@ -239,6 +244,19 @@ pub const Server = struct {
         self.scheduler.stop();
         self.poller.reactor.wake();
         _ = sys.send(self.outcome_pipe[1], "x") catch {};
+    }
+
+    /// Says that a drain will come: /readyz fails from here on. Any thread.
+    pub fn announce_drain(self: *Server) void {
+        self.health.leaving.store(true, .release);
+    }
+
+    /// Why no requests should be sent here; null when they should.
+    pub fn unready_reason(self: *Server) ?[]const u8 {
+        if (self.health.is_leaving() or self.drain_requested.load(.acquire)) return "draining";
+        if (self.outcome.load(.acquire) != .serving) return "the server has stopped";
+        if (self.scheduler.pulse().is_full) return "the queue is full";
+        return null;
     }
 
     pub fn counts(self: *Server) Counts {
@@ -396,6 +414,27 @@ pub const Server = struct {
         }
     }
 
+    /// Answers a health check on a main listener. The poller.
+    pub fn answer_probe(
+        self: *Server,
+        connection: *Connection,
+        probe: health_module.Probe,
+        date: *date_module.Date,
+    ) void {
+        const reason: ?[]const u8 = switch (probe) {
+            .livez => if (self.health.stalled_ms.load(.acquire) > 0) "stalled" else null,
+            .readyz => self.unready_reason(),
+        };
+        var buffer: [refusal_module.bytes_max]u8 = undefined;
+        const answer: refusal_module.Refusal = .{
+            .status = if (reason == null) 200 else 503,
+            .reason = reason orelse @tagName(probe),
+            .without_body = connection.exchange.?.is_head_request(),
+        };
+        const now = date.at(sys.realtime_seconds());
+        self.send_whole(connection, refusal_module.write(&buffer, answer, now));
+    }
+
     /// Writes an answer of the server's own; the connection lingers and closes after it. Whoever
     /// owns the connection; a worker hands it back then.
     pub fn refuse(
@@ -408,6 +447,12 @@ pub const Server = struct {
         var own = refusal;
         if (connection.exchange) |exchange| own.without_body = exchange.is_head_request();
         const text = refusal_module.write(&buffer, own, date.at(sys.realtime_seconds()));
+        self.send_whole(connection, text);
+    }
+
+    /// Sends a whole response that is none of the application's, after which the connection
+    /// closes.
+    fn send_whole(self: *Server, connection: *Connection, text: []const u8) void {
         connection.state = .writing;
         connection.after = .close;
         const exchange = connection.exchange orelse {

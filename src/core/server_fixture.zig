@@ -546,19 +546,24 @@ pub const Fixture = struct {
     }
 
     pub fn connect_with(self: *Fixture, receive_buffer_bytes: ?c_int) !Client {
-        const family = self.address.any.family;
-        const fd = try std.posix.socket(family, c.SOCK.STREAM | c.SOCK.CLOEXEC, 0);
-        errdefer sys.close(fd);
-        if (receive_buffer_bytes) |bytes| set_buffer(fd, c.SO.RCVBUF, bytes);
-        const limit: c.timeval = .{ .sec = 8, .usec = 0 };
-        for ([_]u32{ c.SO.RCVTIMEO, c.SO.SNDTIMEO }) |option| {
-            _ = c.setsockopt(fd, c.SOL.SOCKET, option, &limit, @sizeOf(c.timeval));
-        }
-        try std.posix.connect(fd, &self.address.any, self.address.getOsSockLen());
-        if (family != c.AF.UNIX) sys.set_no_delay(fd);
-        return .{ .fd = fd };
+        return connect_to(&self.address, receive_buffer_bytes);
     }
 };
+
+/// A client of any listener.
+pub fn connect_to(address: *const std.net.Address, receive_buffer_bytes: ?c_int) !Client {
+    const family = address.any.family;
+    const fd = try std.posix.socket(family, c.SOCK.STREAM | c.SOCK.CLOEXEC, 0);
+    errdefer sys.close(fd);
+    if (receive_buffer_bytes) |bytes| set_buffer(fd, c.SO.RCVBUF, bytes);
+    const limit: c.timeval = .{ .sec = 8, .usec = 0 };
+    for ([_]u32{ c.SO.RCVTIMEO, c.SO.SNDTIMEO }) |option| {
+        _ = c.setsockopt(fd, c.SOL.SOCKET, option, &limit, @sizeOf(c.timeval));
+    }
+    try std.posix.connect(fd, &address.any, address.getOsSockLen());
+    if (family != c.AF.UNIX) sys.set_no_delay(fd);
+    return .{ .fd = fd };
+}
 
 fn set_buffer(fd: sys.Fd, option: u32, bytes: c_int) void {
     _ = c.setsockopt(fd, c.SOL.SOCKET, option, &bytes, @sizeOf(c_int));
@@ -566,7 +571,7 @@ fn set_buffer(fd: sys.Fd, option: u32, bytes: c_int) void {
 
 var unix_count: u32 = 0;
 
-fn open_listener(setup: Setup, listener: *sys.Fd) !std.net.Address {
+pub fn open_listener(setup: Setup, listener: *sys.Fd) !std.net.Address {
     var address = switch (setup.family) {
         .tcp => try std.net.Address.parseIp("127.0.0.1", 0),
         .unix => blk: {

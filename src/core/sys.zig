@@ -283,11 +283,48 @@ pub fn socket_pair() error{Unexpected}![2]Fd {
 
 // ---- The main thread's wait --------------------------------------------------------------------
 
-/// Waits until `fd` is readable, a signal comes or `timeout_ms` has passed; whether it is readable.
-pub fn wait_readable_or_signal(fd: Fd, timeout_ms: ?u64) bool {
+/// Waits until `fd` is readable, a signal comes or `timeout_ms` has passed.
+pub fn wait_readable_or_signal(fd: Fd, timeout_ms: ?u64) void {
     var entry = [1]c.pollfd{.{ .fd = fd, .events = c.POLL.IN, .revents = 0 }};
     const timeout = if (timeout_ms) |ms| clamp_timeout(ms) else -1;
-    return c.poll(&entry, 1, timeout) > 0;
+    _ = c.poll(&entry, 1, timeout);
+}
+
+// ---- Many sockets at once, for a thread with few of them ----------------------------------------
+
+pub const PollEntry = c.pollfd;
+pub const poll_readable: i16 = c.POLL.IN;
+pub const poll_writable: i16 = c.POLL.OUT;
+
+/// Waits until one of the descriptors is ready or the time is over; each entry's `revents` says
+/// which. A negative descriptor is passed over. Returns early after a signal.
+pub fn poll(entries: []PollEntry, timeout_ms: ?u64) void {
+    const timeout = if (timeout_ms) |ms| clamp_timeout(ms) else -1;
+    const count = c.poll(entries.ptr, @intCast(entries.len), timeout);
+    if (count > 0) return;
+    for (entries) |*entry| entry.revents = 0;
+}
+
+/// Whether one of the signal numbers that Python's C handler wrote is SIGTERM's or SIGINT's.
+pub fn names_stop_signal(numbers: []const u8) bool {
+    for (numbers) |number| if (number == c.SIG.TERM or number == c.SIG.INT) return true;
+    return false;
+}
+
+// ---- The process -------------------------------------------------------------------------------
+
+/// Writes to stderr, for want of anybody else who could.
+pub fn write_error(text: []const u8) void {
+    _ = c.write(2, text.ptr, text.len);
+}
+
+pub fn process_id() i32 {
+    return c.getpid();
+}
+
+/// Ends the process without a word to anybody.
+pub fn exit_now(status: u8) noreturn {
+    c._exit(status);
 }
 
 // ---- Files -------------------------------------------------------------------------------------
