@@ -10,7 +10,7 @@ class Server:
     def __init__(
         self,
         options: dict[str, int | bool | str],
-        listeners: list[tuple[int, str, str]],
+        listeners: list[tuple[int, str, str, bool]],
         application: Callable[..., Any],
         report: Callable[..., None],
         /,

@@ -7,6 +7,7 @@ that is stuck in the application must not keep the process from ending.
 from __future__ import annotations
 
 import os
+import random
 import sys
 import threading
 import time
@@ -24,8 +25,10 @@ from serve_zig.errors import (
     StartInterruptedError,
 )
 from serve_zig.hooks import Hook
+from serve_zig.kinds import MEBIBYTE
 from serve_zig.listeners import Listener, close_listeners, open_listeners
 from serve_zig.logging import Log
+from serve_zig.memory import resident_bytes
 from serve_zig.signals import Signals
 from serve_zig.stacks import stack_of
 from serve_zig.target import parse_target
@@ -37,6 +40,9 @@ if TYPE_CHECKING:
 
 # A signal ends the wait before that.
 _WAIT_MS = 60_000
+
+# How often resident memory is looked at, where it has a limit.
+_MEMORY_PERIOD_MS = 1000
 
 # How much longer than the core the launcher waits for the end of a drain: whoever polls may be
 # stuck in the application.
@@ -105,7 +111,9 @@ def serve(config: Config) -> int:
             listener.listen(config.integer("listen.backlog"))
         options = core_options(config, connections)
         # From here the descriptors are the core's, which closes them when it drains.
-        sockets = [(one.hand_over(), one.server_name, one.server_port) for one in listeners]
+        sockets = [
+            (one.hand_over(), one.server_name, one.server_port, one.is_shared) for one in listeners
+        ]
         try:
             server = server_type(options, sockets, application, log.report)
         except (OSError, ValueError, RuntimeError, MemoryError) as error:
@@ -116,7 +124,8 @@ def serve(config: Config) -> int:
         workers.start()
         admin.serve(server)
         _say_hello(config, listeners, admin, log)
-        run = _Run(server, workers, listeners, signals, log, config.seconds("timeouts.drain"))
+        limit = int(options["requests_limit"])
+        run = _Run(server, workers, listeners, signals, log, config, limit)
         status = run.wait()
         signals.ending()
     except (StartInterruptedError, LauncherError):
@@ -200,9 +209,17 @@ def core_options(config: Config, connections: int) -> dict[str, int | bool | str
     for name, path in _OPTIONS_MS.items():
         options[name] = max(1, round(config.seconds(path) * 1000))
     options["connections"] = connections
+    options["requests_limit"] = requests_limit(
+        config.integer("limits.requests"), config.integer("limits.requests_jitter")
+    )
     options["in_band"] = config.text("admin.in_band")
     options["temporary_directory"] = temporary_directory()
     return options
+
+
+def requests_limit(requests: int, jitter: int) -> int:
+    """Return after how many requests the server drains; 0 for never."""
+    return requests + random.randint(0, jitter) if requests else 0
 
 
 def temporary_directory() -> str:
@@ -283,7 +300,7 @@ class Workers:
 
 
 class _Run:
-    """From the first request to the exit status. ``drain_seconds`` is timeouts.drain."""
+    """From the first request to the exit status."""
 
     def __init__(
         self,
@@ -292,18 +309,23 @@ class _Run:
         listeners: list[Listener],
         signals: Signals,
         log: Log,
-        drain_seconds: float,
+        config: Config,
+        requests_limit: int,
     ) -> None:
         self._server = server
         self._workers = workers
         self._listeners = listeners
         self._signals = signals
         self._log = log
-        self._drain_seconds = drain_seconds
+        self._drain_seconds = config.seconds("timeouts.drain")
+        self._delay_seconds = config.seconds("timeouts.drain_delay")
+        self._requests_limit = requests_limit
+        self._memory_limit = config.integer("limits.memory")
+        self._drains_at: float | None = None
         self._deadline: float | None = None
 
     def wait(self) -> int:
-        """Wait for the end, acting on signals, and return the exit status."""
+        """Wait for the end, acting on signals and limits, and return the exit status."""
         while not self._server.wait(self._timeout_ms()):
             for note in self._signals.take_notes():
                 self._log.warning(note)
@@ -311,8 +333,13 @@ class _Run:
             if len(stops) > 1:
                 self._log.warning(f"{stops[1]}: the second signal; the server stops at once")
                 return self._stop(EXIT_FAILED)
-            if stops and self._deadline is None:
-                self._drain(stops[0])
+            if self._drains_at is None:
+                why = stops[0] if stops else self._limit_passed()
+                if why:
+                    self._leave(why)
+            if self._drains_at is not None and self._deadline is None:
+                if time.monotonic() >= self._drains_at:
+                    self._drain()
             elif self._deadline is not None and time.monotonic() >= self._deadline:
                 return self._time_out()
         if self._workers.has_failed:
@@ -326,15 +353,36 @@ class _Run:
         return EXIT_DRAINED
 
     def _timeout_ms(self) -> int:
-        if self._deadline is None:
-            return _WAIT_MS
-        left_ms = round((self._deadline - time.monotonic()) * 1000)
-        return max(1, min(_WAIT_MS, left_ms))
+        until = self._drains_at if self._deadline is None else self._deadline
+        if until is not None:
+            left_ms = round((until - time.monotonic()) * 1000)
+            return max(1, min(_WAIT_MS, left_ms))
+        return _MEMORY_PERIOD_MS if self._memory_limit else _WAIT_MS
 
-    def _drain(self, signal_name: str) -> None:
-        seconds = self._drain_seconds
-        self._deadline = time.monotonic() + seconds + _DRAIN_GRACE_SECONDS
-        self._log.info(f"{signal_name}: draining for at most {seconds:g} s ({self._load_text()})")
+    def _limit_passed(self) -> str:
+        """Return which limit on the whole process has been passed, for the log; else nothing."""
+        if self._requests_limit and self._server.status()["requests"] >= self._requests_limit:
+            return f"limits.requests: {self._requests_limit} requests have been answered"
+        if self._memory_limit:
+            resident = resident_bytes()
+            if resident > self._memory_limit:
+                return (
+                    f"limits.memory: {resident / MEBIBYTE:.1f} MiB are resident, which is more "
+                    f"than {self._memory_limit / MEBIBYTE:.1f} MiB"
+                )
+        return ""
+
+    def _leave(self, why: str) -> None:
+        """Let /readyz fail, and drain when balancers have had time to hear of it."""
+        self._server.announce_drain()
+        self._drains_at = time.monotonic() + self._delay_seconds
+        after = f"in {self._delay_seconds:g} s, " if self._delay_seconds else ""
+        self._log.info(
+            f"{why}: draining {after}for at most {self._drain_seconds:g} s ({self._load_text()})"
+        )
+
+    def _drain(self) -> None:
+        self._deadline = time.monotonic() + self._drain_seconds + _DRAIN_GRACE_SECONDS
         self._workers.ending()
         for listener in self._listeners:
             listener.remove_file()

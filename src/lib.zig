@@ -16,8 +16,9 @@ pub const Server = py.class(struct {
         \\
         \\An HTTP server for one WSGI application. `options` has an entry for each setting of the
         \\core (times in milliseconds, sizes in bytes); `listeners` are tuples of a descriptor,
-        \\which the server takes over, SERVER_NAME and SERVER_PORT; `report` is called with
-        \\(exception, method, target, client) when the application fails.
+        \\which the server takes over, SERVER_NAME, SERVER_PORT, and whether other processes accept
+        \\from it too; `report` is called with (exception, method, target, client) when the
+        \\application fails.
     ;
     const Self = @This();
 

@@ -16,7 +16,8 @@ const scheduler_module = @import("scheduler.zig");
 const reply_module = @import("reply.zig");
 const exchange_module = @import("exchange.zig");
 const connection_module = @import("connection.zig");
-const Poller = @import("poller.zig").Poller;
+const poller_module = @import("poller.zig");
+const Poller = poller_module.Poller;
 const health_module = @import("health.zig");
 const Health = health_module.Health;
 const Connection = connection_module.Connection;
@@ -46,6 +47,8 @@ pub const Options = struct {
     drain_timeout_ms: u64 = 30_000,
     /// Where request bodies beyond `body_memory_bytes` go.
     temporary_directory: []const u8 = "/tmp",
+    /// After so many requests the launcher is told; 0: never.
+    requests_limit: u64 = 0,
     /// The path prefix under which the poller answers livez and readyz; empty: none.
     in_band: []const u8 = "",
 
@@ -96,10 +99,14 @@ pub const Crew = struct {
 
     pub fn read_body(self: *Crew, destination: []u8) body_module.ReadError!usize {
         const exchange = self.exchange;
-        const limits = &self.server.body_limits;
+        var limits = self.server.body_limits;
+        const by_ms = self.server.receive_by_ms.load(.acquire);
+        if (by_ms != std.math.maxInt(u64)) {
+            limits.timeout_ms = @min(limits.timeout_ms, by_ms -| sys.monotonic_ms());
+        }
         const fd = self.connection.fd;
         const interlude = self.server.application.interlude;
-        return exchange.body.read(exchange, fd, destination, limits, interlude);
+        return exchange.body.read(exchange, fd, destination, &limits, interlude);
     }
 };
 
@@ -141,6 +148,8 @@ pub const Server = struct {
     drain_requested: std.atomic.Value(bool) = .init(false),
     /// The poller must hear of connections that become idle: it drains, or has no room for clients.
     wants_idle: std.atomic.Value(bool) = .init(false),
+    /// While it drains: until when the rest of a request is waited for (`monotonic_ms`).
+    receive_by_ms: std.atomic.Value(u64) = .init(std.math.maxInt(u64)),
     /// Responses say that the connection will be closed.
     draining: std.atomic.Value(bool) = .init(false),
     outcome: std.atomic.Value(Outcome) = .init(.serving),
@@ -156,7 +165,7 @@ pub const Server = struct {
     pub fn create(
         gpa: std.mem.Allocator,
         options: Options,
-        listeners: []const sys.Fd,
+        listeners: []const poller_module.ListenerOptions,
         application: Application,
     ) InitError!*Server {
         const self = try gpa.create(Server);
@@ -238,17 +247,25 @@ pub const Server = struct {
         self.end(.stopped);
     }
 
+    /// Ends the launcher's wait, for it to look at what is new. Any thread.
+    pub fn tell_launcher(self: *Server) void {
+        // A full pipe has told it already.
+        _ = sys.send(self.outcome_pipe[1], "x") catch {};
+    }
+
     /// The first outcome counts.
     pub fn end(self: *Server, outcome: Outcome) void {
         if (self.outcome.cmpxchgStrong(.serving, outcome, .acq_rel, .acquire) != null) return;
         self.scheduler.stop();
         self.poller.reactor.wake();
-        _ = sys.send(self.outcome_pipe[1], "x") catch {};
+        self.tell_launcher();
     }
 
     /// Says that a drain will come: /readyz fails from here on. Any thread.
     pub fn announce_drain(self: *Server) void {
         self.health.leaving.store(true, .release);
+        // Connections end one by one, in order, rather than all at once when the drain begins.
+        self.draining.store(true, .release);
     }
 
     /// Why no requests should be sent here; null when they should.
@@ -326,7 +343,8 @@ pub const Server = struct {
             if (connection.worker) |bound| self.scheduler.bind(bound);
             return self.release_parked(connection);
         }
-        _ = self.requests.fetchAdd(1, .monotonic);
+        const before = self.requests.fetchAdd(1, .monotonic);
+        if (before +% 1 == self.options.requests_limit) self.tell_launcher();
         self.release(connection, &crew.reply);
     }
 

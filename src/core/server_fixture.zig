@@ -388,8 +388,10 @@ pub const Setup = struct {
     options: server_module.Options = .{},
     /// Of the accepted sockets, so that a response soon fills them.
     send_buffer_bytes: ?c_int = null,
-    family: enum { tcp, unix } = .tcp,
+    family: Family = .tcp,
 };
+
+pub const Family = enum { tcp, unix };
 
 pub const Fixture = struct {
     app: App = .{},
@@ -411,7 +413,7 @@ pub const Fixture = struct {
             .address = address,
             .descriptors_before = descriptors_before,
         };
-        self.server = try Server.create(gpa, setup.options, &.{listener}, .{
+        self.server = try Server.create(gpa, setup.options, &.{.{ .fd = listener }}, .{
             .context = &self.app,
             .handle = App.handle,
             .proceed = App.proceed,

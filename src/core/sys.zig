@@ -222,6 +222,41 @@ pub fn set_no_delay(fd: Fd) void {
     _ = c.setsockopt(fd, c.IPPROTO.TCP, tcp_nodelay, &on, @sizeOf(c_int));
 }
 
+/// Lets nobody new connect to a listener of ours alone, while those who are about to can still be
+/// accepted. False where the system knows no such thing.
+///
+/// Closing a listener resets every connection that the kernel has established and nobody has
+/// accepted, and those in the middle of the handshake. So the first packet of a handshake is
+/// dropped (the client repeats it after a second, and is refused then) and the last one let pass.
+pub fn stop_arrivals(listener: Fd) bool {
+    if (!is_linux) return false;
+    var address = std.mem.zeroes(Address);
+    var length: c.socklen_t = @sizeOf(Address);
+    if (c.getsockname(listener, &address.any, &length) != 0) return false;
+    // connect(2) on a unix socket is refused then, and what is in the queue stays.
+    if (address.any.family == c.AF.UNIX) return c.shutdown(listener, c.SHUT.RD) == 0;
+    const Instruction = extern struct { code: u16, if_true: u8 = 0, if_false: u8 = 0, value: u32 };
+    const tcp_flags_offset = 13;
+    const syn = 0x02;
+    // Classic BPF (linux/filter.h): load a byte, test bits, return how much of the packet stays.
+    const program = [_]Instruction{
+        .{ .code = 0x30, .value = tcp_flags_offset },
+        .{ .code = 0x45, .if_false = 1, .value = syn },
+        .{ .code = 0x06, .value = 0 },
+        .{ .code = 0x06, .value = std.math.maxInt(u32) },
+    };
+    const Filter = extern struct { length: u16, program: [*]const Instruction };
+    const filter: Filter = .{ .length = program.len, .program = &program };
+    const attach_filter = 26;
+    return c.setsockopt(
+        listener,
+        c.SOL.SOCKET,
+        attach_filter,
+        &filter,
+        @sizeOf(Filter),
+    ) == 0;
+}
+
 /// Says that nothing more will be sent; the client can still be read.
 pub fn shutdown_send(fd: Fd) void {
     _ = c.shutdown(fd, c.SHUT.WR);

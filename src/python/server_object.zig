@@ -18,21 +18,22 @@ const gpa = std.heap.c_allocator;
 pub fn create(
     options_dict: *Object,
     listener_list: *Object,
-    application: *Object,
+    callable: *Object,
     report: *Object,
 ) capi.Error!?*anyopaque {
     const options = try read_options(Options, options_dict);
-    var fds: [core.poller.listeners_max]core.sys.Fd = undefined;
+    var sockets: [core.poller.listeners_max]core.poller.ListenerOptions = undefined;
     var listeners: [core.poller.listeners_max]application_module.Listener = undefined;
-    const count = try read_listeners(listener_list, &fds, &listeners);
+    const count = try read_listeners(listener_list, &sockets, &listeners);
     const bridge = application_module.Bridge.create(
         gpa,
-        application,
+        callable,
         report,
         listeners[0..count],
         &options,
     ) catch |err| return raise_start_error(err);
-    const server = Server.create(gpa, options, fds[0..count], bridge.as_application()) catch |err| {
+    const application = bridge.as_application();
+    const server = Server.create(gpa, options, sockets[0..count], application) catch |err| {
         return raise_start_error(err);
     };
     return server;
@@ -83,18 +84,22 @@ fn read_text(value: *Object) capi.Error![]const u8 {
 
 fn read_listeners(
     list: *Object,
-    fds: []core.sys.Fd,
+    sockets: []core.poller.ListenerOptions,
     listeners: []application_module.Listener,
 ) capi.Error!usize {
     const count: usize = @intCast(@max(0, capi.PyList_Size(list)));
     if (capi.PyErr_Occurred() != null) return error.Raised;
-    if (count > fds.len) return capi.raise(capi.PyExc_ValueError, "too many listeners");
-    for (fds[0..count], listeners[0..count], 0..) |*fd, *listener, index| {
+    if (count > sockets.len) return capi.raise(capi.PyExc_ValueError, "too many listeners");
+    for (sockets[0..count], listeners[0..count], 0..) |*socket, *listener, index| {
         const entry = capi.PyList_GetItem(list, @intCast(index)) orelse return error.Raised;
         const number = capi.PyTuple_GetItem(entry, 0) orelse return error.Raised;
         const name = capi.PyTuple_GetItem(entry, 1) orelse return error.Raised;
         const port = capi.PyTuple_GetItem(entry, 2) orelse return error.Raised;
-        fd.* = try read_integer(core.sys.Fd, number, "listener");
+        const is_shared = capi.PyTuple_GetItem(entry, 3) orelse return error.Raised;
+        socket.* = .{
+            .fd = try read_integer(core.sys.Fd, number, "listener"),
+            .is_shared = is_shared == &capi._Py_TrueStruct,
+        };
         listener.* = .{ .name = name, .port = port };
     }
     return count;
