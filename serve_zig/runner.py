@@ -214,6 +214,7 @@ def core_options(config: Config, connections: int) -> dict[str, int | bool | str
     )
     options["in_band"] = config.text("admin.in_band")
     options["temporary_directory"] = temporary_directory()
+    options["python_version"] = ".".join(map(str, sys.version_info[:3]))
     return options
 
 
@@ -244,7 +245,9 @@ class Workers:
         self._is_ending = False
         self.has_failed = False
         self.threads = [
-            threading.Thread(target=self._work, name=f"serve-zig-{number}", daemon=True)
+            threading.Thread(
+                target=self._work, args=(number,), name=f"serve-zig-{number}", daemon=True
+            )
             for number in range(server.worker_count())
         ]
 
@@ -283,9 +286,9 @@ class Workers:
                 found.append((thread.name, stack))
         return found
 
-    def _work(self) -> None:
+    def _work(self, number: int) -> None:
         try:
-            self._server.run_worker()
+            self._server.run_worker(number)
         except BaseException as error:
             self._fail(f"{type(error).__name__}: {error}")
         else:

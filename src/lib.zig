@@ -43,9 +43,9 @@ pub const Server = py.class(struct {
         return server_object.worker_count(self.handle);
     }
 
-    /// The life of a worker thread; returns when the server has stopped.
-    pub fn run_worker(self: *const Self) !py.PyObject {
-        return object(server_object.run_worker(self.handle));
+    /// The life of the worker thread of this number; returns when the server has stopped.
+    pub fn run_worker(self: *const Self, args: struct { number: py.PyObject }) !py.PyObject {
+        return object(server_object.run_worker(self.handle, @ptrCast(args.number.py)));
     }
 
     pub fn drain(self: *const Self) !py.PyObject {

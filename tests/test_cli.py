@@ -677,7 +677,7 @@ class StubServer:
         """Return the number of workers."""
         return 2
 
-    def run_worker(self) -> None:
+    def run_worker(self, number: int) -> None:
         """End at once."""
         if self.error is not None:
             raise self.error
@@ -753,6 +753,7 @@ def test_options_of_the_core_are_milliseconds_and_bytes(project: Project) -> Non
         "write_timeout_ms": 30_000,
         "drain_timeout_ms": 30_000,
         "temporary_directory": options["temporary_directory"],
+        "python_version": options["python_version"],
     }
     assert os.path.isdir(str(options["temporary_directory"]))
 

@@ -104,6 +104,11 @@ pub const Connection = struct {
         return seen & (Turn.hangup | Turn.broken) != 0 or sys.has_ended(self.fd);
     }
 
+    /// Whether what the client says of others (forwarded fields, ids, times) is believed.
+    pub fn is_trusted(_: *const Connection) bool {
+        return false;
+    }
+
     pub fn is_idle(self: *const Connection) bool {
         return self.state == .reading_head and self.exchange == null;
     }

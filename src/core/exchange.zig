@@ -9,7 +9,10 @@ const std = @import("std");
 const request_head = @import("request_head.zig");
 const sys = @import("sys.zig");
 const pages = @import("pages.zig");
+const request_ids = @import("request_id.zig");
+const Connection = @import("connection.zig").Connection;
 const Progress = @import("reply.zig").Progress;
+const Record = @import("record.zig").Record;
 const Body = @import("body.zig").Body;
 const RequestHead = request_head.RequestHead;
 const FieldLine = request_head.FieldLine;
@@ -34,6 +37,42 @@ pub const Exchange = struct {
     progress: Progress = .{},
     /// What the pool gave as `bytes`.
     own_bytes: []u8,
+    /// For metrics and logs.
+    record: Record = .{},
+    /// The server's own id of the request `id_number`.
+    id_text: [request_ids.own_bytes]u8,
+    id_number: u64 = 0,
+    // For in_flight.zig's list, under its mutex but for the owner's question whether it is in it.
+    sending_connection: ?*Connection = null,
+    next_sending: ?*Exchange = null,
+    previous_sending: ?*Exchange = null,
+
+    /// What every line and field about the request in progress names it by. Its owner; valid as
+    /// long as the request's head.
+    pub fn request_id(self: *Exchange) []const u8 {
+        const given = self.record.given_id;
+        if (given.len > 0) return given.of(self.bytes);
+        if (self.id_number != self.record.number) {
+            self.id_number = self.record.number;
+            const digits = self.id_text[request_ids.prefix_bytes..];
+            request_ids.write_number(digits, self.id_number);
+        }
+        return &self.id_text;
+    }
+
+    /// The same for whoever only keeps the owner from changing it. Returns the length.
+    pub fn copy_request_id(self: *const Exchange, to: *[request_ids.given_bytes_max]u8) usize {
+        const given = self.record.given_id.of(self.bytes);
+        if (given.len > 0) {
+            @memcpy(to[0..given.len], given);
+            return given.len;
+        }
+        const prefix_bytes = request_ids.prefix_bytes;
+        @memcpy(to[0..prefix_bytes], self.id_text[0..prefix_bytes]);
+        const digits = to[prefix_bytes..request_ids.own_bytes];
+        request_ids.write_number(digits, self.record.number);
+        return request_ids.own_bytes;
+    }
 
     /// Makes room for at least `space` more bytes behind what was received.
     pub fn ensure_space(
@@ -171,6 +210,8 @@ pub const Output = struct {
 pub const Pool = struct {
     gpa: std.mem.Allocator,
     field_lines_max: u16,
+    /// What the ids of this process' requests begin with.
+    id_prefix: [request_ids.prefix_bytes]u8 = @splat('0'),
     mutex: std.Thread.Mutex = .{},
     free: ?*Exchange = null,
     /// All that were ever made; at most one a connection.
@@ -209,8 +250,20 @@ pub const Pool = struct {
         const lines = try self.gpa.alloc(FieldLine, self.field_lines_max);
         errdefer self.gpa.free(lines);
         const bytes = try pages.alloc(u8, buffer_bytes);
-        exchange.* = .{ .head = .init(lines), .bytes = bytes, .own_bytes = bytes };
+        exchange.* = .{
+            .head = .init(lines),
+            .bytes = bytes,
+            .own_bytes = bytes,
+            .id_text = self.id_prefix ++ @as([request_ids.prefix_bytes]u8, @splat('0')),
+        };
         return exchange;
+    }
+
+    /// How many connections have one. Any thread.
+    pub fn count_in_use(self: *Pool) u32 {
+        self.mutex.lock();
+        defer self.mutex.unlock();
+        return self.in_use;
     }
 
     /// Takes an exchange back; nothing may point into it any more.

@@ -13,6 +13,8 @@ const date_module = @import("date.zig");
 const response_head = @import("response_head.zig");
 const body_module = @import("body.zig");
 const Connection = @import("connection.zig").Connection;
+const Counter = @import("metrics.zig").Counter;
+const Phase = @import("timing.zig").Phase;
 const exchange_module = @import("exchange.zig");
 const Exchange = exchange_module.Exchange;
 const Output = exchange_module.Output;
@@ -70,6 +72,10 @@ pub const Progress = struct {
     body_bytes: u64 = 0,
 };
 
+// For replies that nobody watches, in tests.
+var unwatched_bytes: Counter = .{};
+var unwatched_phase: std.atomic.Value(Phase) = .init(.app);
+
 pub const Reply = struct {
     gpa: std.mem.Allocator,
     head: ResponseHead,
@@ -86,6 +92,9 @@ pub const Reply = struct {
     progress: Progress = .{},
     /// Whether the write in progress may wait for the client.
     waits: bool = true,
+    // Where others look; see `watch`.
+    bytes_sent: *Counter = &unwatched_bytes,
+    phase: *std.atomic.Value(Phase) = &unwatched_phase,
 
     pub fn init(
         gpa: std.mem.Allocator,
@@ -101,6 +110,12 @@ pub const Reply = struct {
             .interlude = interlude,
             .draining = draining,
         };
+    }
+
+    /// From here on tells there what it has sent and when it waits for the client.
+    pub fn watch(self: *Reply, bytes_sent: *Counter, phase: *std.atomic.Value(Phase)) void {
+        self.bytes_sent = bytes_sent;
+        self.phase = phase;
     }
 
     pub fn deinit(self: *Reply) void {
@@ -191,7 +206,9 @@ pub const Reply = struct {
     /// Sends what was put into `interim`.
     pub fn send_early_hints(self: *Reply) WriteError!void {
         self.waits = true;
-        return self.send(&.{try self.interim.finish_early_hints()});
+        const head = try self.interim.finish_early_hints();
+        self.exchange.record.head_bytes_sent += head.len;
+        return self.send(&.{head});
     }
 
     /// Ends the response. Afterwards `must_close` says whether the connection can go on.
@@ -252,6 +269,8 @@ pub const Reply = struct {
             self.date.at(sys.realtime_seconds()),
         );
         self.progress.head_sent = true;
+        self.exchange.record.status = self.head.status;
+        self.exchange.record.head_bytes_sent += head.len;
         if (self.progress.framing == .none) return self.send(&.{head});
         const has_length = self.progress.framing == .content_length;
         const too_long = has_length and first.len > self.progress.remaining;
@@ -348,10 +367,14 @@ pub const Reply = struct {
     }
 
     fn send_once(self: *Reply, pieces: []const sys.Iovec) sys.WriteError!usize {
-        if (pieces.len == 1) {
-            return sys.send(self.connection.fd, pieces[0].base[0..pieces[0].len]);
-        }
-        return sys.send_vector(self.connection.fd, pieces);
+        const fd = self.connection.fd;
+        const count = if (pieces.len == 1)
+            try sys.send(fd, pieces[0].base[0..pieces[0].len])
+        else
+            try sys.send_vector(fd, pieces);
+        self.exchange.record.bytes_sent += count;
+        self.bytes_sent.add(count);
+        return count;
     }
 
     fn keep(self: *Reply, pieces: []sys.Iovec) WriteError!void {
@@ -421,13 +444,21 @@ pub const Reply = struct {
 
     fn wait_writable(self: *Reply) WriteError!void {
         const fd = self.connection.fd;
+        const record = &self.exchange.record;
+        record.timing.pass(.app, sys.monotonic_ns());
+        self.phase.store(.write, .release);
         const ready = self.interlude.wait_ready(fd, .writable, self.limits.timeout_ms);
-        if (!ready) return self.fail();
+        self.phase.store(.app, .release);
+        record.timing.pass(.write, sys.monotonic_ns());
+        if (ready) return;
+        record.timed_out = .write;
+        return self.fail();
     }
 
     fn fail(self: *Reply) WriteError {
         self.progress.broken = true;
         self.progress.must_close = true;
+        self.exchange.record.client_gone = true;
         return error.ClientGone;
     }
 

@@ -69,6 +69,11 @@ pub const Worker = struct {
     next_parked: ?*Worker = null,
     /// How long the request waited in the queue.
     queued_ns: u64 = 0,
+    /// The worker's last wait for the GIL to empty the queue: from, until.
+    attach_ns: u64 = 0,
+    attached_ns: u64 = 0,
+    /// When the call in progress ended, if the host has looked at the clock then; else 0.
+    ended_ns: u64 = 0,
     /// Requests that only this worker may go on with; `Host.Task`s, oldest first.
     own_first: ?*anyopaque = null,
     own_last: ?*anyopaque = null,
@@ -205,10 +210,9 @@ pub fn Scheduler(comptime Host: type) type {
             self.host.detach(worker);
         }
 
-        /// Queues what the poller has read. Returns how many were taken; the others find the queue
-        /// full. The poller only.
-        pub fn submit(self: *Self, tasks: []const *Task) usize {
-            const now_ns = sys.monotonic_ns();
+        /// Queues what the poller has read, at the time `now_ns`. Returns how many were taken; the
+        /// others find the queue full. The poller only.
+        pub fn submit(self: *Self, tasks: []const *Task, now_ns: u64) usize {
             self.mutex.lock();
             defer self.mutex.unlock();
             const free_threads = self.options.threads -| self.running;
@@ -301,6 +305,30 @@ pub fn Scheduler(comptime Host: type) type {
             return first.since_ns / std.time.ns_per_ms +| self.options.queue_timeout_ms;
         }
 
+        /// How many workers are in each phase, those that have not begun to work left out.
+        pub fn count_phases(self: *Self) std.EnumArray(Phase, u32) {
+            self.mutex.lock();
+            defer self.mutex.unlock();
+            var found: std.EnumArray(Phase, u32) = .initFill(0);
+            for (self.workers[0..self.worker_total]) |worker| found.getPtr(worker.phase).* += 1;
+            return found;
+        }
+
+        /// Calls `see(context, task)` for each request in the queue, oldest first, until it says
+        /// no. None of them changes meanwhile.
+        pub fn look_at_queue(
+            self: *Self,
+            context: anytype,
+            comptime see: fn (@TypeOf(context), *Task) bool,
+        ) void {
+            self.mutex.lock();
+            defer self.mutex.unlock();
+            for (0..self.ready_count) |index| {
+                const entry = self.ready[(self.ready_head + index) % self.ready.len];
+                if (!see(context, entry.task)) return;
+            }
+        }
+
         pub fn counts(self: *Self) Counts {
             self.mutex.lock();
             defer self.mutex.unlock();
@@ -340,7 +368,8 @@ pub fn Scheduler(comptime Host: type) type {
 
         /// Ends the step that the worker did and chooses the next; parks in between if it must.
         fn next(self: *Self, worker: *Worker) Step {
-            const now_ns = sys.monotonic_ns();
+            var now_ns = if (worker.ended_ns != 0) worker.ended_ns else sys.monotonic_ns();
+            worker.ended_ns = 0;
             self.mutex.lock();
             self.end_step(worker, now_ns);
             if (self.own_count > 0) self.wake_an_owner(worker);
@@ -348,18 +377,19 @@ pub fn Scheduler(comptime Host: type) type {
                 const is_reserved = worker.bound > 0 and worker.own_first == null;
                 if (is_reserved and self.parked_unbound() != null) {
                     self.stand_aside(worker);
+                    now_ns = sys.monotonic_ns();
                     continue;
                 }
                 if (self.holder == null) self.holder = worker;
                 if (self.running < self.options.threads) {
                     if (worker.own_first != null) {
-                        if (!worker.attached) return self.begin_attach(worker);
+                        if (!worker.attached) return self.begin_attach(worker, now_ns);
                         return self.begin_own(worker, now_ns);
                     }
                     const reserved = self.owners();
                     if (self.has_waiting() and self.running + reserved < self.options.threads) {
                         if (worker.attached) return self.begin_call(worker, now_ns);
-                        if (self.attaching == 0) return self.begin_attach(worker);
+                        if (self.attaching == 0) return self.begin_attach(worker, now_ns);
                     }
                 }
                 if (worker.attached) {
@@ -372,6 +402,7 @@ pub fn Scheduler(comptime Host: type) type {
                     return .poll;
                 } else {
                     self.park(worker, null);
+                    now_ns = sys.monotonic_ns();
                 }
             }
             if (self.holder == worker) self.holder = null;
@@ -416,7 +447,10 @@ pub fn Scheduler(comptime Host: type) type {
                     self.progress += 1;
                     self.predictor.learn(worker.route, now_ns -| worker.started_ns >= tick_ns);
                 },
-                .attaching => self.attaching -= 1,
+                .attaching => {
+                    self.attaching -= 1;
+                    worker.attached_ns = now_ns;
+                },
                 .between, .polling => {},
                 .parked => unreachable, // `park` sets the phase back before it returns
             }
@@ -487,8 +521,9 @@ pub fn Scheduler(comptime Host: type) type {
             if (holder.phase == .polling and holder.own_first != null) self.host.wake_poller();
         }
 
-        fn begin_attach(self: *Self, worker: *Worker) Step {
+        fn begin_attach(self: *Self, worker: *Worker, now_ns: u64) Step {
             worker.phase = .attaching;
+            worker.attach_ns = now_ns;
             self.attaching += 1;
             self.unlock_watched();
             return .attach;

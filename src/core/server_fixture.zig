@@ -432,17 +432,20 @@ pub const Fixture = struct {
 
     pub fn run(self: *Fixture) !void {
         self.threads = try gpa.alloc(std.Thread, self.server.worker_count());
-        for (self.threads) |*thread| {
-            thread.* = try std.Thread.spawn(.{ .stack_size = 1024 * 1024 }, work, .{self.server});
+        for (self.threads, 0..) |*thread, number| {
+            thread.* = try std.Thread.spawn(.{ .stack_size = 1024 * 1024 }, work, .{
+                self.server,
+                @as(u32, @intCast(number)),
+            });
         }
         // A thread that has not begun waits for the GIL, and cannot poll if a handler keeps it.
         const count = self.server.worker_count();
         while (self.server.crews_begun.load(.monotonic) < count) sys.sleep_ms(1);
     }
 
-    fn work(server: *Server) void {
+    fn work(server: *Server, number: u32) void {
         enter(null);
-        server.run_worker();
+        server.run_worker(number);
         _ = leave();
     }
 

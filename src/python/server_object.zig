@@ -116,9 +116,9 @@ pub fn worker_count(handle: ?*anyopaque) u32 {
     return server.worker_count();
 }
 
-pub fn run_worker(handle: ?*anyopaque) capi.Error!*Object {
+pub fn run_worker(handle: ?*anyopaque, number: *Object) capi.Error!*Object {
     const server = try server_of(handle);
-    server.run_worker();
+    server.run_worker(try read_integer(u32, number, "number"));
     return capi.none();
 }
 
