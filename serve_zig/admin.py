@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from serve_zig._core import Admin as CoreAdmin
     from serve_zig._core import Server
     from serve_zig.config import Config
+    from serve_zig.diagnosis import Diagnosis
 
 # Scrapers and probes; the core allows 64 connections.
 _BACKLOG = 64
@@ -35,6 +36,7 @@ class Admin:
         self._listeners: list[Listener] = []
         self._core: CoreAdmin | None = None
         self._helper: threading.Thread | None = None
+        self._diagnosis: Diagnosis | None = None
         self.urls: list[str] = []
 
     def open(self) -> None:
@@ -67,8 +69,9 @@ class Admin:
         if self._core is not None:
             self._core.stage(name)
 
-    def serve(self, server: Server) -> None:
+    def serve(self, server: Server, diagnosis: Diagnosis) -> None:
         """Answer about this server; from here on it is ready."""
+        self._diagnosis = diagnosis
         if self._core is not None:
             self._core.serve(server)
 
@@ -91,9 +94,16 @@ class Admin:
                 case "stop":
                     return
                 case "stacks":
-                    core.answer(_stacks())
+                    core.answer(self._stacks())
                 case "late":
                     self._give_up_start()
+
+    def _stacks(self) -> bytes:
+        """Never raises: with the helper gone, the process would look stuck."""
+        try:
+            return threads_as_json(self._diagnosis.by_thread() if self._diagnosis else {})
+        except Exception as error:
+            return json.dumps({"error": f"{type(error).__name__}: {error}"}).encode() + b"\n"
 
     def _give_up_start(self) -> None:
         config = self._config
@@ -108,10 +118,3 @@ class Admin:
         sys.stderr.flush()
         os._exit(EXIT_APPLICATION)
 
-
-def _stacks() -> bytes:
-    """Never raises: with the helper gone, the process would look stuck."""
-    try:
-        return threads_as_json()
-    except Exception as error:
-        return json.dumps({"error": f"{type(error).__name__}: {error}"}).encode() + b"\n"

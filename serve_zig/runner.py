@@ -14,8 +14,8 @@ import time
 
 from serve_zig.admin import Admin
 from serve_zig.application import load
-from serve_zig.application_traceback import format_stack
 from serve_zig.descriptors import fit_connections
+from serve_zig.diagnosis import Diagnosis, dump_threads
 from serve_zig.errors import (
     EXIT_DRAIN_TIMEOUT,
     EXIT_DRAINED,
@@ -68,6 +68,9 @@ _OPTIONS = {
     "requests_per_connection": "limits.requests_per_connection",
     "response_memory_bytes": "limits.response_memory",
 }
+# Times where 0 means none.
+_OPTIONS_MS_OR_NONE = {"request_timeout_ms": "timeouts.request"}
+_REQUEST_ACTIONS = ("log", "answer", "raise")
 _OPTIONS_MS = {
     "queue_timeout_ms": "concurrency.queue_timeout",
     "head_timeout_ms": "timeouts.head",
@@ -90,7 +93,7 @@ def serve(config: Config) -> int:
     admin = Admin(config)
     shutdown = Hook(config, "app.shutdown")
     try:
-        signals.install()
+        signals.install(lambda: dump_threads(log))
         server_type = core_server()
         connections = _fit_connections(config, log)
         admin.open()
@@ -122,10 +125,12 @@ def serve(config: Config) -> int:
         signals.serving(server.wakeup_fd(), server.announce_drain)
         workers = Workers(server, log)
         workers.start()
-        admin.serve(server)
+        raises = config.text("timeouts.request_action") == "raise"
+        diagnosis = Diagnosis(server, workers.threads, log, raises)
+        admin.serve(server, diagnosis)
         _say_hello(config, listeners, admin, log)
         limit = int(options["requests_limit"])
-        run = _Run(server, workers, listeners, signals, log, config, limit)
+        run = _Run(server, workers, diagnosis, listeners, signals, log, config, limit)
         status = run.wait()
         signals.ending()
     except (StartInterruptedError, LauncherError):
@@ -208,6 +213,10 @@ def core_options(config: Config, connections: int) -> dict[str, int | bool | str
     }
     for name, path in _OPTIONS_MS.items():
         options[name] = max(1, round(config.seconds(path) * 1000))
+    for name, path in _OPTIONS_MS_OR_NONE.items():
+        seconds = config.seconds(path)
+        options[name] = max(1, round(seconds * 1000)) if seconds else 0
+    options["request_action"] = _REQUEST_ACTIONS.index(config.text("timeouts.request_action"))
     options["connections"] = connections
     options["requests_limit"] = requests_limit(
         config.integer("limits.requests"), config.integer("limits.requests_jitter")
@@ -275,17 +284,6 @@ class Workers:
                 thread.join(max(0.0, deadline - time.monotonic()))
         return not any(thread.is_alive() for thread in self.threads)
 
-    def stacks(self) -> list[tuple[str, str]]:
-        """Return name and stack of each thread that is inside the application."""
-        frames = sys._current_frames()
-        found = []
-        for thread in self.threads:
-            frame = frames.get(thread.ident or 0)
-            stack = format_stack(frame) if frame is not None else ""
-            if stack:
-                found.append((thread.name, stack))
-        return found
-
     def _work(self, number: int) -> None:
         try:
             self._server.run_worker(number)
@@ -309,6 +307,7 @@ class _Run:
         self,
         server: Server,
         workers: Workers,
+        diagnosis: Diagnosis,
         listeners: list[Listener],
         signals: Signals,
         log: Log,
@@ -317,6 +316,7 @@ class _Run:
     ) -> None:
         self._server = server
         self._workers = workers
+        self._diagnosis = diagnosis
         self._listeners = listeners
         self._signals = signals
         self._log = log
@@ -330,8 +330,9 @@ class _Run:
     def wait(self) -> int:
         """Wait for the end, acting on signals and limits, and return the exit status."""
         while not self._server.wait(self._timeout_ms()):
-            for note in self._signals.take_notes():
-                self._log.warning(note)
+            if self._signals.take_reopen():
+                self._log.warning("SIGHUP: reopening log files is not available yet; ignored")
+            self._diagnose()
             stops = self._signals.stops
             if len(stops) > 1:
                 self._log.warning(f"{stops[1]}: the second signal; the server stops at once")
@@ -354,6 +355,15 @@ class _Run:
             return self._time_out()
         self._log.info("drained; the server ends")
         return EXIT_DRAINED
+
+    def _diagnose(self) -> None:
+        try:
+            if self._signals.take_dump():
+                self._diagnosis.dump("SIGUSR1")
+            self._diagnosis.act_on_overdue()
+        except Exception as error:
+            # A log that cannot be written must not end what it speaks of.
+            self._log.error(f"diagnosis: {type(error).__name__}: {error}")
 
     def _timeout_ms(self) -> int:
         until = self._drains_at if self._deadline is None else self._deadline
@@ -396,8 +406,7 @@ class _Run:
         self._log.error(
             f"the drain timed out after {self._drain_seconds:g} s ({self._load_text()})"
         )
-        for name, stack in self._workers.stacks():
-            self._log.error(f"{name} is still inside the application", stack)
+        self._diagnosis.report_stuck()
         return self._stop(EXIT_DRAIN_TIMEOUT)
 
     def _stop(self, status: int) -> int:

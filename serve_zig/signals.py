@@ -16,28 +16,29 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
 
-_NOT_AVAILABLE = {
-    signal.SIGHUP: "reopening log files",
-    signal.SIGUSR1: "writing the threads' stacks to the log",
-}
-
 
 class Signals:
     """The signals that have come. ``stops`` are SIGTERM and SIGINT, in order."""
 
     def __init__(self) -> None:
         self.stops: list[str] = []
-        self._notes: list[str] = []
+        self._reopens = False
+        self._dumps = False
         self._phase = "starting"
         self._process = os.getpid()
         self._announce: Callable[[], None] | None = None
+        self._dump: Callable[[], None] | None = None
 
-    def install(self) -> None:
-        """Take over the signals. As PID 1 the kernel drops those without a handler."""
+    def install(self, dump: Callable[[], None]) -> None:
+        """Take over the signals. As PID 1 the kernel drops those without a handler.
+
+        ``dump`` is called for SIGUSR1 while the main loop does not run.
+        """
+        self._dump = dump
         signal.signal(signal.SIGTERM, self._stop)
         signal.signal(signal.SIGINT, self._stop)
-        signal.signal(signal.SIGHUP, self._note)
-        signal.signal(signal.SIGUSR1, self._note)
+        signal.signal(signal.SIGHUP, self._reopen)
+        signal.signal(signal.SIGUSR1, self._dump_later)
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
 
     def serving(self, wakeup_descriptor: int, announce: Callable[[], None]) -> None:
@@ -57,10 +58,15 @@ class Signals:
         """From here on a second stop signal ends the process; little but its exit is left."""
         self._phase = "ending"
 
-    def take_notes(self) -> list[str]:
-        """Return what the log should say about the signals since the last call."""
-        notes, self._notes = self._notes, []
-        return notes
+    def take_reopen(self) -> bool:
+        """Return whether SIGHUP has come since the last call."""
+        taken, self._reopens = self._reopens, False
+        return taken
+
+    def take_dump(self) -> bool:
+        """Return whether SIGUSR1 has come since the last call."""
+        taken, self._dumps = self._dumps, False
+        return taken
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
@@ -76,9 +82,15 @@ class Signals:
         if self._phase == "starting":
             raise StartInterruptedError
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        name = signal.Signals(number)
-        self._notes.append(f"{name.name}: {_NOT_AVAILABLE[name]} is not available yet; ignored")
+    def _reopen(self, number: int, frame: FrameType | None) -> None:
+        self._reopens = True
+
+    def _dump_later(self, number: int, frame: FrameType | None) -> None:
+        self._dumps = True
+        if self._phase != "serving" and self._dump is not None:
+            # The main loop does not run: the application is imported, or shuts down.
+            self._dumps = False
+            self._dump()
 
 
 def _end_child(number: int) -> None:

@@ -13,6 +13,7 @@ from serve_zig.application_traceback import application_frames, escape_controls,
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from types import FrameType
     from typing import Any
 
@@ -34,22 +35,29 @@ def every_stack() -> list[tuple[str, int, str]]:
     return sorted(found)
 
 
-def threads_as_json() -> bytes:
-    """Return what /threads answers."""
+def threads_as_json(requests: Mapping[int, Mapping[str, Any]]) -> bytes:
+    """Return what /threads answers; ``requests`` are those in progress, by thread id."""
     threads = {thread.ident: thread for thread in threading.enumerate()}
     described = [
-        _describe(threads.get(thread_id), thread_id, frame)
+        _describe(threads.get(thread_id), thread_id, frame, requests.get(thread_id))
         for thread_id, frame in sys._current_frames().items()
     ]
     described.sort(key=lambda one: str(one["name"]))
     return json.dumps({"threads": described}).encode("utf-8") + b"\n"
 
 
-def _describe(thread: threading.Thread | None, thread_id: int, frame: FrameType) -> dict[str, Any]:
+def _describe(
+    thread: threading.Thread | None,
+    thread_id: int,
+    frame: FrameType,
+    request: Mapping[str, Any] | None,
+) -> dict[str, Any]:
     return {
         "name": thread.name if thread is not None else None,
         "id": thread_id,
         "daemon": thread.daemon if thread is not None else None,
+        "state": request["phase"] if request is not None else "idle",
+        "request": request,
         "stack": [
             {
                 "file": entry.filename,

@@ -6,6 +6,7 @@
 
 const py = @import("pydust");
 const admin_object = @import("python/admin_object.zig");
+const diagnosis = @import("python/diagnosis.zig");
 const server_object = @import("python/server_object.zig");
 
 const root = @This();
@@ -73,6 +74,30 @@ pub const Server = py.class(struct {
 
     pub fn status(self: *const Self) !py.PyObject {
         return object(server_object.status(self.handle));
+    }
+
+    /// The requests in flight.
+    pub fn requests(self: *const Self) !py.PyObject {
+        return object(diagnosis.requests(self.handle));
+    }
+
+    /// An application call that has passed its time limit, each once.
+    pub fn take_overdue(self: *const Self) !py.PyObject {
+        return object(diagnosis.take_overdue(self.handle));
+    }
+
+    /// Raises an exception in the worker of this number if it is still in this call.
+    pub fn interrupt(self: *const Self, args: struct {
+        thread: py.PyObject,
+        call: py.PyObject,
+        exception: py.PyObject,
+    }) !py.PyObject {
+        return object(diagnosis.interrupt(
+            self.handle,
+            @ptrCast(args.thread.py),
+            @ptrCast(args.call.py),
+            @ptrCast(args.exception.py),
+        ));
     }
 });
 

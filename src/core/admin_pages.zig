@@ -6,6 +6,7 @@ const std = @import("std");
 const health_module = @import("health.zig");
 const date_module = @import("date.zig");
 const refusal_module = @import("refusal.zig");
+const metrics_module = @import("metrics.zig");
 const status = @import("status.zig");
 const Admin = @import("admin.zig").Admin;
 const Writer = std.Io.Writer;
@@ -100,6 +101,7 @@ pub const Pages = struct {
         return switch (path) {
             .livez => livez(admin),
             .readyz => readyz(admin),
+            .metrics => metrics(admin, request.accept),
             .status => write_answer(admin, json, status.write),
             .page => .{
                 .content_type = "text/html; charset=utf-8",
@@ -121,6 +123,7 @@ pub const Pages = struct {
 const Path = enum {
     livez,
     readyz,
+    metrics,
     status,
     threads,
     page,
@@ -129,6 +132,7 @@ const Path = enum {
         const names = std.StaticStringMap(Path).initComptime(.{
             .{ "/livez", .livez },
             .{ "/readyz", .readyz },
+            .{ "/metrics", .metrics },
             .{ "/status", .status },
             .{ "/threads", .threads },
             .{ "/", .page },
@@ -175,6 +179,55 @@ fn readyz(admin: *Admin) Answer {
     return .{ .status = 503, .body = bytes, .owned = bytes };
 }
 
+fn metrics(admin: *Admin, accept: []const u8) Answer {
+    const format = metrics_format(accept);
+    var out: Writer.Allocating = .init(admin.gpa);
+    defer out.deinit();
+    const empty: metrics_module.Metrics = .empty;
+    const server = admin.server.load(.acquire);
+    const gauges = if (server) |one| one.gauges() else status.gauges_before(admin);
+    const shown = if (server) |one| &one.metrics else &empty;
+    shown.write(&out.writer, format, gauges) catch return refusal(503, "out of memory\n");
+    const bytes = out.toOwnedSlice() catch return refusal(503, "out of memory\n");
+    return .{ .content_type = format.content_type(), .body = bytes, .owned = bytes };
+}
+
+/// OpenMetrics for who prefers it; who does not say gets what everybody reads.
+fn metrics_format(accept: []const u8) metrics_module.Format {
+    var openmetrics: u32 = 0;
+    var plain: u32 = 0;
+    var ranges = std.mem.splitScalar(u8, accept, ',');
+    while (ranges.next()) |range| {
+        var parts = std.mem.splitScalar(u8, range, ';');
+        const media_type = std.mem.trim(u8, parts.first(), " \t");
+        const weight = weight_of(&parts);
+        if (std.ascii.eqlIgnoreCase(media_type, "application/openmetrics-text")) {
+            openmetrics = @max(openmetrics, weight);
+        } else if (std.ascii.eqlIgnoreCase(media_type, "text/plain")) {
+            plain = @max(plain, weight);
+        }
+    }
+    return if (openmetrics > 0 and openmetrics >= plain) .openmetrics_1_0 else .prometheus_0_0_4;
+}
+
+/// In thousandths (RFC 9110 12.4.2); a weight that makes no sense counts as none given.
+fn weight_of(parts: *std.mem.SplitIterator(u8, .scalar)) u32 {
+    while (parts.next()) |part| {
+        const text = std.mem.trim(u8, part, " \t");
+        if (!std.ascii.startsWithIgnoreCase(text, "q=")) continue;
+        if (!std.mem.startsWith(u8, text[2..], "0")) return 1000;
+        var weight: u32 = 0;
+        var unit: u32 = 100;
+        for (text[@min(4, text.len)..]) |digit| {
+            if (!std.ascii.isDigit(digit)) return 1000;
+            weight += unit * (digit - '0');
+            unit /= 10;
+        }
+        return weight;
+    }
+    return 1000;
+}
+
 /// The page may run its own script and style and speak to its own server; nothing else.
 fn write_policy(writer: *Writer) Writer.Error!void {
     try writer.writeAll("Content-Security-Policy: default-src 'none'; connect-src 'self'; ");
@@ -194,4 +247,24 @@ fn write_hash(writer: *Writer, directive: []const u8, text: []const u8) Writer.E
     var digest: [Sha256.digest_length]u8 = undefined;
     Sha256.hash(text, &digest, .{});
     try writer.print("{s} 'sha256-{b64}'; ", .{ directive, &digest });
+}
+
+test "admin: which format of the metrics a client gets" {
+    const cases = [_]struct { []const u8, metrics_module.Format }{
+        .{ "", .prometheus_0_0_4 },
+        .{ "*/*", .prometheus_0_0_4 },
+        .{ "text/plain", .prometheus_0_0_4 },
+        .{ "application/openmetrics-text; version=1.0.0; charset=utf-8", .openmetrics_1_0 },
+        // As Prometheus 2 and 3 ask.
+        .{ "application/openmetrics-text;version=1.0.0,application/openmetrics-text;" ++
+            "version=0.0.1;q=0.75,text/plain;version=0.0.4;q=0.5,*/*;q=0.1", .openmetrics_1_0 },
+        .{ "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;" ++
+            "encoding=delimited,application/openmetrics-text;version=1.0.0;q=0.8," ++
+            "text/plain;version=0.0.4;q=0.7,*/*;q=0.1", .openmetrics_1_0 },
+        .{ "application/openmetrics-text;q=0.3, text/plain;q=0.5", .prometheus_0_0_4 },
+        .{ "application/openmetrics-text;q=0", .prometheus_0_0_4 },
+        .{ "application/openmetrics-text;q=0.123456, text/plain;q=0.124", .prometheus_0_0_4 },
+        .{ "application/openmetrics-text;q=nan, text/plain;q=", .openmetrics_1_0 },
+    };
+    for (cases) |case| try std.testing.expectEqual(case[1], metrics_format(case[0]));
 }

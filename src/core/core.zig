@@ -25,6 +25,7 @@ pub const exchange = @import("exchange.zig");
 pub const connection = @import("connection.zig");
 pub const poller = @import("poller.zig");
 pub const server = @import("server.zig");
+pub const overdue = @import("overdue.zig");
 pub const health = @import("health.zig");
 pub const inspector = @import("inspector.zig");
 pub const json = @import("json.zig");

@@ -20,6 +20,7 @@ const body_module = @import("body.zig");
 const exchange_module = @import("exchange.zig");
 const Probe = @import("health.zig").Probe;
 const observer = @import("observer.zig");
+const overdue = @import("overdue.zig");
 const Server = @import("server.zig").Server;
 const Connection = connection_module.Connection;
 const Exchange = exchange_module.Exchange;
@@ -84,6 +85,8 @@ pub const Poller = struct {
     arrivals_end_ms: ?u64 = null,
     /// When a drain closes the next of the idle connections.
     idle_end_ms: ?u64 = null,
+    /// When the first application call can be overdue, if they have a time limit.
+    overdue_ms: u64 = 0,
     /// No accepting before this: the process was out of descriptors.
     accept_after_ms: u64 = 0,
     /// Requests read in this batch, on their way to the ready queue.
@@ -190,6 +193,9 @@ pub const Poller = struct {
             earliest = @min(earliest orelse self.drain_deadline_ms, self.drain_deadline_ms);
             if (self.arrivals_end_ms) |time| earliest = @min(earliest.?, time);
             if (self.idle_end_ms) |time| earliest = @min(earliest.?, time);
+        }
+        if (self.server.limits_calls()) {
+            earliest = @min(earliest orelse self.overdue_ms, self.overdue_ms);
         }
         if (self.wants_to_accept()) {
             const time = self.accept_after_ms;
@@ -766,6 +772,9 @@ pub const Poller = struct {
         }
         while (self.server.scheduler.take_expired()) |connection| {
             self.shed(connection, "queue_timeout");
+        }
+        if (self.server.limits_calls() and self.now_ms >= self.overdue_ms) {
+            self.overdue_ms = overdue.look(self.server, &self.lane, &self.date, self.now_ms);
         }
     }
 

@@ -22,6 +22,7 @@ const observer = @import("observer.zig");
 const reasons = @import("reasons.zig");
 const request_ids = @import("request_id.zig");
 const connection_module = @import("connection.zig");
+const overdue_module = @import("overdue.zig");
 const poller_module = @import("poller.zig");
 const Poller = poller_module.Poller;
 const health_module = @import("health.zig");
@@ -54,6 +55,9 @@ pub const Options = struct {
     drain_timeout_ms: u64 = 30_000,
     /// Where request bodies beyond `body_memory_bytes` go.
     temporary_directory: []const u8 = "/tmp",
+    /// For one application call; 0: none. What is done then is an `overdue.Action`.
+    request_timeout_ms: u64 = 0,
+    request_action: u8 = 0,
     /// After so many requests the launcher is told; 0: never.
     requests_limit: u64 = 0,
     /// The path prefix under which the poller answers livez and readyz; empty: none.
@@ -104,6 +108,8 @@ pub const Crew = struct {
     lane: observer.Lane,
     /// The request being answered, for other threads.
     current: in_flight.Current = .{},
+    /// Its time limit, if there is one.
+    call: overdue_module.Call = .{},
     /// The same for this thread.
     connection: *Connection = undefined,
     exchange: *Exchange = undefined,
@@ -133,6 +139,9 @@ pub const Crew = struct {
         if (exchange.body.mode != .streamed) {
             return exchange.body.read(exchange, fd, destination, &limits, interlude);
         }
+        // The client may be told to go on, which must not come behind an answer of the poller's.
+        if (self.server.limits_calls() and !self.call.begin_interim()) return error.ClientGone;
+        defer if (self.server.limits_calls()) self.call.end_interim(true);
         self.begin_wait(.body);
         defer self.end_wait(.body);
         return exchange.body.read(exchange, fd, destination, &limits, interlude) catch |err| {
@@ -199,6 +208,8 @@ pub const Server = struct {
     dropped: std.atomic.Value(u64) = .init(0),
     connection_count: std.atomic.Value(u32) = .init(0),
     health: Health = .{},
+    /// For the launcher.
+    overdue: overdue_module.Reports,
 
     /// Takes over the listeners' descriptors, which are bound, listening and non-blocking.
     pub fn create(
@@ -217,6 +228,8 @@ pub const Server = struct {
         errdefer scheduler.deinit(gpa);
         const crews = try gpa.alloc(Crew, scheduler.worker_count());
         errdefer gpa.free(crews);
+        const reports = try gpa.alloc(overdue_module.Report, 2 * crews.len);
+        errdefer gpa.free(reports);
         var metrics = try metrics_module.Metrics.init(crews.len);
         errdefer metrics.deinit();
         const outcome_pipe = try sys.socket_pair();
@@ -236,6 +249,7 @@ pub const Server = struct {
             .crews = crews,
             .outcome_pipe = outcome_pipe,
             .metrics = metrics,
+            .overdue = .{ .entries = reports },
             .start_time_seconds = sys.realtime_seconds(),
         };
         self.poller = try Poller.init(self, listeners);
@@ -253,6 +267,7 @@ pub const Server = struct {
                 application.interlude,
                 &self.draining,
             );
+            if (self.limits_calls()) crew.reply.call = &crew.call;
             crew.reply.watch(&crew.lane.shard.bytes_sent, &crew.current.phase);
         }
         self.scheduler.start() catch return error.Unexpected;
@@ -271,7 +286,13 @@ pub const Server = struct {
         gpa.free(self.crews);
         for (self.outcome_pipe) |fd| sys.close(fd);
         self.metrics.deinit();
+        gpa.free(self.overdue.entries);
         gpa.destroy(self);
+    }
+
+    /// Whether application calls have a time limit.
+    pub fn limits_calls(self: *const Server) bool {
+        return self.options.request_timeout_ms > 0;
     }
 
     pub fn worker_count(self: *const Server) u32 {
@@ -452,6 +473,7 @@ pub const Server = struct {
             exchange.record.thread = worker.index;
             crew.current.set(connection, exchange);
             crew.reply.proceed(connection, exchange);
+            if (self.limits_calls()) crew.call.begin(connection, true, sys.monotonic_ms());
             self.application.proceed(self.application.context, crew, continuation);
         } else if (self.has_left(worker, connection)) {
             timing.pass_wait(worker.attach_ns, worker.attached_ns, worker.started_ns);
@@ -471,17 +493,19 @@ pub const Server = struct {
             const limit = self.options.requests_per_connection;
             const may_persist = limit == 0 or connection.requests < limit;
             crew.reply.begin(connection, exchange, may_persist);
+            if (self.limits_calls()) crew.call.begin(connection, false, sys.monotonic_ms());
             self.application.handle(self.application.context, crew);
         }
         worker.ended_ns = sys.monotonic_ns();
         timing.pass(.app, worker.ended_ns);
+        const is_taken = self.limits_calls() and crew.call.end();
         crew.current.clear();
+        if (is_taken) return self.release_taken(connection, crew);
         if (exchange.continuation != null) {
             if (connection.worker) |bound| self.scheduler.bind(bound);
             return self.release_parked(connection);
         }
-        const before = self.requests.fetchAdd(1, .monotonic);
-        if (before +% 1 == self.options.requests_limit) self.tell_launcher();
+        self.count_answered();
         self.release(connection, crew);
     }
 
@@ -537,6 +561,27 @@ pub const Server = struct {
             return self.hand_back(connection);
         }
         self.give_up_turn(connection);
+    }
+
+    /// The poller has answered for the application, whose output was dropped.
+    fn release_taken(self: *Server, connection: *Connection, crew: *Crew) void {
+        const exchange = connection.exchange.?;
+        const record = &exchange.record;
+        std.debug.assert(exchange.continuation == null);
+        connection.worker = null;
+        record.status = overdue_module.status;
+        record.client_gone = false;
+        observer.finish(self, &crew.lane, connection);
+        self.count_answered();
+        // Nothing else was sent, or kept to be sent.
+        connection.state = if (exchange.output.is_empty()) .writing else .closing;
+        connection.after = .close;
+        self.hand_back(connection);
+    }
+
+    fn count_answered(self: *Server) void {
+        const before = self.requests.fetchAdd(1, .monotonic);
+        if (before +% 1 == self.options.requests_limit) self.tell_launcher();
     }
 
     /// The poller sends what the producer is ahead of its client, then lets it proceed.
