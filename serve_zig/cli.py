@@ -15,6 +15,7 @@ from serve_zig.config import FILE_DEFAULT, Config
 from serve_zig.config import load as load_config
 from serve_zig.errors import EXIT_DRAINED, ConfigError, LauncherError
 from serve_zig.hooks import Hook
+from serve_zig.init_process import supervise
 from serve_zig.target import parse_target
 
 TYPE_CHECKING = False
@@ -99,6 +100,9 @@ def _run(options: argparse.Namespace) -> int:
     config = load_config(options.config, options.overrides)
     if options.check:
         return _check(config)
+    status = supervise()
+    if status is not None:
+        return status
     # Imported here: --check and the refusals need neither sockets nor threads.
     from serve_zig.runner import serve
 

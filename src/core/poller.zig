@@ -40,7 +40,7 @@ const listener_bit: u64 = 1 << 63;
 
 /// For how long after a drain begins handshakes that are under way may end; the round trip to a
 /// client near by.
-const arrival_ms = 20;
+const arrival_ms = 5;
 /// How long a drain leaves idle connections open: a request may be on its way.
 const idle_grace_ms = 100;
 /// How long a drain waits for clients to close after their last response.
