@@ -230,7 +230,8 @@ fn weight_of(parts: *std.mem.SplitIterator(u8, .scalar)) u32 {
 
 /// The page may run its own script and style and speak to its own server; nothing else.
 fn write_policy(writer: *Writer) Writer.Error!void {
-    try writer.writeAll("Content-Security-Policy: default-src 'none'; connect-src 'self'; ");
+    try writer.writeAll("Content-Security-Policy: default-src 'none'; " ++
+        "connect-src 'self'; img-src data:; ");
     try write_hash(writer, "script-src", between("<script>", "</script>"));
     try write_hash(writer, "style-src", between("<style>", "</style>"));
     try writer.writeAll("base-uri 'none'; frame-ancestors 'none'\r\n");
