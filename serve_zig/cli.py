@@ -22,12 +22,18 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_COMMANDS_LATER = ("init", "schema", "migrate", "top")
+_COMMANDS_LATER = ("init", "schema", "migrate")
+
+# Each has options of its own, so it stands first on the command line.
+_COMMANDS = ("top",)
 
 # What a shell reports for a program that SIGINT ended.
 _EXIT_INTERRUPTED = 130
 
 _EPILOG = """\
+commands:
+  serve-zig top      show what a running server does, live in the terminal
+
 exit status:
   0  after a clean drain
   1  the server failed
@@ -39,8 +45,11 @@ exit status:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return _run(_parse(arguments))
+        if given and given[0] in _COMMANDS:
+            return _run_command(given[0], given[1:])
+        return _run(_parse(given))
     except LauncherError as error:
         sys.stderr.write(error.report())
         return error.exit_status
@@ -109,7 +118,17 @@ def _run(options: argparse.Namespace) -> int:
     return serve(config)
 
 
+def _run_command(command: str, arguments: list[str]) -> int:
+    # Each is imported where it is run: none costs the start of a server anything.
+    assert command == "top"
+    from serve_zig.top import main as command_main
+
+    return command_main(arguments)
+
+
 def _unknown_command(command: str) -> ConfigError:
+    if command in _COMMANDS:
+        return ConfigError(f"the command {command} stands first: serve-zig {command}")
     if command in _COMMANDS_LATER:
         return ConfigError(f"the command {command} is not available yet; leave it out")
     if ":" in command:
