@@ -101,6 +101,17 @@ def cpu_bars(results: Results) -> list[Bar]:
             0.75,
             "µs",
         ),
+        *(
+            at_most(
+                "stream",
+                f"64 chunks of 1 KiB: CPU a request below {peer}",
+                cpu("stream", SERVE_ZIG),
+                named(peer, cpu("stream", peer)),
+                1.0,
+                "µs",
+            )
+            for peer in ("bjoern", "granian")
+        ),
     ]
 
 

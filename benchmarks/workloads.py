@@ -138,6 +138,14 @@ WORKLOADS = (
         reply_bytes=1024 * 1024,
     ),
     Workload(
+        "stream",
+        "64 chunks of 1 KiB from a generator, 64 connections",
+        "reply_chunks",
+        (Load("chunks", "/", 64),),
+        reply=None,
+        reply_bytes=64 * 1024,
+    ),
+    Workload(
         "memory",
         "Memory after start and one request, hello",
         "hello",

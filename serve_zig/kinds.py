@@ -37,6 +37,7 @@ SECONDS_MAX = 86_400.0
 
 _SIZE = re.compile(r"([0-9]{1,20}) ?([A-Za-z]+)")
 _INTEGER = re.compile(r"[+-]?[0-9]{1,20}")
+_PATH = re.compile(r"/[!-\"$->@-~]*")
 _DECIMAL = re.compile(r"[+-]?[0-9]{1,20}(\.[0-9]{1,20})?([eE][+-]?[0-9]{1,3})?")
 
 
@@ -140,6 +141,29 @@ class Choice(Kind):
     def to_toml(self, value: Value) -> str:
         """Return a basic string."""
         return toml_format.string(str(value))
+
+
+class Boolean(Kind):
+    """True or false."""
+
+    name = "boolean"
+    allowed = "true or false"
+
+    def parse(self, value: object) -> bool:
+        """Return the truth value; a number is none."""
+        if not isinstance(value, bool):
+            raise self.unsuitable(value)
+        return value
+
+    def from_text(self, text: str) -> bool:
+        """Return what the text spells as TOML does."""
+        if text not in ("true", "false"):
+            raise self.unsuitable(text)
+        return text == "true"
+
+    def to_toml(self, value: Value) -> str:
+        """Return a boolean."""
+        return "true" if value else "false"
 
 
 class Integer(Kind):
@@ -289,6 +313,35 @@ class Addresses(Kind):
                 raise UnsuitableError(f"{toml_format.string(text)} is given twice; remove one")
             addresses.append(text)
         return addresses
+
+    def to_toml(self, value: Value) -> str:
+        """Return an array of basic strings."""
+        assert isinstance(value, list)
+        return toml_format.strings(value)
+
+
+class Paths(Kind):
+    """Any number of request paths, none twice."""
+
+    name = "string or list of strings"
+    allowed = 'one string or a list of strings, each a path as requests have it, such as "/health"'
+
+    def parse(self, value: object) -> list[str]:
+        """Return the paths as a list."""
+        texts = [value] if isinstance(value, str) else value
+        if not isinstance(texts, list):
+            raise self.unsuitable(value)
+        paths: list[str] = []
+        for text in texts:
+            if not isinstance(text, str) or _PATH.fullmatch(text) is None:
+                raise UnsuitableError(
+                    f"found {toml_format.describe(text)} in the list; allowed is {self.allowed}, "
+                    "percent-encoded and without a query"
+                )
+            if text in paths:
+                raise UnsuitableError(f"{toml_format.string(text)} is given twice; remove one")
+            paths.append(text)
+        return paths
 
     def to_toml(self, value: Value) -> str:
         """Return an array of basic strings."""

@@ -14,6 +14,7 @@ import time
 
 from serve_zig.admin import Admin
 from serve_zig.application import load
+from serve_zig.config import ACCESS_WORDS
 from serve_zig.descriptors import fit_connections
 from serve_zig.diagnosis import Diagnosis, dump_threads
 from serve_zig.errors import (
@@ -27,7 +28,7 @@ from serve_zig.errors import (
 from serve_zig.hooks import Hook
 from serve_zig.kinds import MEBIBYTE
 from serve_zig.listeners import Listener, close_listeners, open_listeners
-from serve_zig.logging import Log
+from serve_zig.logging import LEVELS, Log
 from serve_zig.memory import resident_bytes
 from serve_zig.signals import Signals
 from serve_zig.stacks import stack_of
@@ -87,7 +88,7 @@ def serve(config: Config) -> int:
     Raises LauncherError where the server does not come to serve. Ends the process itself where a
     worker cannot be waited for.
     """
-    log = Log(config.text("log.level"))
+    log = Log(config.text("log.level"), config.text("log.format"))
     signals = Signals()
     listeners: list[Listener] = []
     admin = Admin(config)
@@ -96,6 +97,7 @@ def serve(config: Config) -> int:
         signals.install(lambda: dump_threads(log))
         server_type = core_server()
         connections = _fit_connections(config, log)
+        _check_access_log(config)
         admin.open()
         listeners = open_listeners(
             config.strings("listen.bind"),
@@ -146,6 +148,7 @@ def serve(config: Config) -> int:
     if status != EXIT_FAILED:
         admin.stage("shutdown")
         status = _shut_down(shutdown, status, config.seconds("timeouts.drain"), log)
+    server.close_logs()
     if not have_ended:
         _exit(status)
     admin.close()
@@ -223,6 +226,14 @@ def core_options(config: Config, connections: int) -> dict[str, int | bool | str
     )
     options["in_band"] = config.text("admin.in_band")
     options["temporary_directory"] = temporary_directory()
+    access = config.text("log.access")
+    options["access_log"] = "" if access == "off" else access
+    options["access_exclude"] = "\n".join(config.strings("log.access_exclude"))
+    options["log_json"] = config.text("log.format") == "json"
+    options["log_level"] = LEVELS.index(config.text("log.level"))
+    slow_request = config.seconds("log.slow_request")
+    options["slow_request_ms"] = max(1, round(slow_request * 1000)) if slow_request else 0
+    options["server_timing"] = config.boolean("log.server_timing")
     options["python_version"] = ".".join(map(str, sys.version_info[:3]))
     return options
 
@@ -330,8 +341,9 @@ class _Run:
     def wait(self) -> int:
         """Wait for the end, acting on signals and limits, and return the exit status."""
         while not self._server.wait(self._timeout_ms()):
-            if self._signals.take_reopen():
-                self._log.warning("SIGHUP: reopening log files is not available yet; ignored")
+            if self._signals.take_reopening():
+                self._server.reopen_logs()
+                self._log.info("SIGHUP: log files are opened anew")
             self._diagnose()
             stops = self._signals.stops
             if len(stops) > 1:
@@ -431,6 +443,22 @@ def _fit_connections(config: Config, log: Log) -> int:
             "more files (ulimit -n)"
         )
     return connections
+
+
+def _check_access_log(config: Config) -> None:
+    path = config.text("log.access")
+    if path in ACCESS_WORDS:
+        return
+    # As the core opens it: a FIFO without a reader is an error, and waits for nobody.
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
+    try:
+        os.close(os.open(path, flags, 0o644))
+    except OSError as error:
+        raise LauncherError(
+            f"{config.place('log.access')}: {path} cannot be opened "
+            f"({os.strerror(error.errno or 0)}); name a file that this user may write, "
+            'or "stdout"'
+        ) from None
 
 
 def _exit_within(seconds: float, status: int, log: Log) -> None:

@@ -22,7 +22,7 @@ class Signals:
 
     def __init__(self) -> None:
         self.stops: list[str] = []
-        self._reopens = False
+        self._is_reopening = False
         self._dumps = False
         self._phase = "starting"
         self._process = os.getpid()
@@ -58,15 +58,18 @@ class Signals:
         """From here on a second stop signal ends the process; little but its exit is left."""
         self._phase = "ending"
 
-    def take_reopen(self) -> bool:
-        """Return whether SIGHUP has come since the last call."""
-        taken, self._reopens = self._reopens, False
-        return taken
-
     def take_dump(self) -> bool:
         """Return whether SIGUSR1 has come since the last call."""
         taken, self._dumps = self._dumps, False
         return taken
+
+    def take_reopening(self) -> bool:
+        """Return whether log files shall be opened anew, once for each SIGHUP or several."""
+        is_reopening, self._is_reopening = self._is_reopening, False
+        return is_reopening
+
+    def _reopen(self, number: int, frame: FrameType | None) -> None:
+        self._is_reopening = True
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
@@ -81,9 +84,6 @@ class Signals:
             os._exit(EXIT_FAILED)
         if self._phase == "starting":
             raise StartInterruptedError
-
-    def _reopen(self, number: int, frame: FrameType | None) -> None:
-        self._reopens = True
 
     def _dump_later(self, number: int, frame: FrameType | None) -> None:
         self._dumps = True

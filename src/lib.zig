@@ -18,8 +18,8 @@ pub const Server = py.class(struct {
         \\An HTTP server for one WSGI application. `options` has an entry for each setting of the
         \\core (times in milliseconds, sizes in bytes); `listeners` are tuples of a descriptor,
         \\which the server takes over, SERVER_NAME, SERVER_PORT, and whether other processes accept
-        \\from it too; `report` is called with (exception, method, target, client) when the
-        \\application fails.
+        \\from it too; `report` is called with (kind, message, exception, method, target, client,
+        \\request_id) when the application fails.
     ;
     const Self = @This();
 
@@ -70,6 +70,21 @@ pub const Server = py.class(struct {
     /// True when the server has stopped; False after a signal or when the time is over.
     pub fn wait(self: *const Self, args: struct { timeout_ms: py.PyObject }) !py.PyObject {
         return object(server_object.wait(self.handle, @ptrCast(args.timeout_ms.py)));
+    }
+
+    /// Opens log files anew, after they were moved away.
+    pub fn reopen_logs(self: *const Self) !py.PyObject {
+        return object(server_object.reopen_logs(self.handle));
+    }
+
+    /// Writes out what is to be logged, in a second at the most; whether all of it was written.
+    pub fn close_logs(self: *const Self) !py.PyObject {
+        return object(server_object.close_logs(self.handle));
+    }
+
+    /// All metrics in OpenMetrics' text format.
+    pub fn metrics_text(self: *const Self) !py.PyObject {
+        return object(server_object.metrics_text(self.handle));
     }
 
     pub fn status(self: *const Self) !py.PyObject {

@@ -754,6 +754,12 @@ def test_options_of_the_core_are_milliseconds_and_bytes(project: Project) -> Non
         "drain_timeout_ms": 30_000,
         "temporary_directory": options["temporary_directory"],
         "python_version": options["python_version"],
+        "access_log": "",
+        "access_exclude": "",
+        "log_json": False,
+        "log_level": 2,
+        "slow_request_ms": 0,
+        "server_timing": False,
     }
     assert os.path.isdir(str(options["temporary_directory"]))
 

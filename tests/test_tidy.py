@@ -15,6 +15,7 @@ NOT_OURS = {
     ".mypy_cache",
     ".pytest_cache",
     ".ruff_cache",
+    ".hypothesis",
     ".zig-cache",
     "zig-out",
     "dist",

@@ -9,6 +9,7 @@
 const std = @import("std");
 const chunked = @import("chunked.zig");
 const sys = @import("sys.zig");
+const pages = @import("pages.zig");
 const Exchange = @import("exchange.zig").Exchange;
 
 pub const Limits = struct {
@@ -37,6 +38,8 @@ pub const ReadError = TakeError || error{ ClientGone, TimedOut };
 const continue_head = "HTTP/1.1 100 Continue\r\n\r\n";
 /// First memory for a body whose length is not known.
 const growing_bytes_first = 16 * 1024;
+/// Of the fields after a chunked body.
+const trailer_bytes_max = 8 * 1024;
 /// Least room to receive chunked bytes into.
 const receive_bytes_min = 4096;
 
@@ -57,17 +60,35 @@ pub const Body = struct {
     memory_used: usize = 0,
     file: sys.Fd = sys.no_fd,
     file_length: u64 = 0,
+    /// Of a chunked body: where its trailer fields are kept.
+    trailers: []u8 = &.{},
     /// How far the application has read.
     position: u64 = 0,
     /// The client waits for 100 (Continue).
     continue_due: bool = false,
 
     const Mode = enum { none, gathered, streamed };
-    const Storage = enum { in_place, own_memory };
+    /// `mapped` memory costs nothing before bytes come, whatever a client announces, and goes back
+    /// to the system when the body is done with. `heap` is for chunked bodies that stay small.
+    const Storage = enum { in_place, heap, mapped };
 
     pub fn deinit(self: *Body, gpa: std.mem.Allocator) void {
-        if (self.storage == .own_memory) gpa.free(self.memory);
+        self.free_memory(gpa);
         if (self.file != sys.no_fd) sys.close(self.file);
+        gpa.free(self.trailers);
+    }
+
+    fn free_memory(self: *Body, gpa: std.mem.Allocator) void {
+        switch (self.storage) {
+            .in_place => {},
+            .heap => gpa.free(self.memory),
+            .mapped => pages.free(self.memory),
+        }
+    }
+
+    /// The field lines after a chunked body, each with its CRLF, once the body is complete.
+    pub fn trailer_section(self: *const Body) []const u8 {
+        return if (self.decoder) |*decoder| decoder.trailer_section() else "";
     }
 
     /// Sets up for the head that was just parsed. Refuses what Content-Length tells to be too
@@ -87,7 +108,13 @@ pub const Body = struct {
                 if (length > limits.bytes_max) return error.TooLarge;
                 self.remaining = length;
             },
-            .chunked => self.decoder = .init(.{}),
+            .chunked => {
+                self.trailers = try gpa.alloc(u8, trailer_bytes_max);
+                self.decoder = .init(.{
+                    .trailer_buffer = self.trailers,
+                    .trailer_bytes_max = trailer_bytes_max,
+                });
+            },
         }
         self.complete = self.decoder == null and self.remaining == 0;
         if (self.complete) return;
@@ -100,8 +127,8 @@ pub const Body = struct {
         self.mode = .gathered;
         if (self.decoder != null or self.fits_in_place(exchange)) return;
         const bytes: usize = @intCast(@min(self.remaining, limits.memory_bytes_max));
-        self.storage = .own_memory;
-        self.memory = try gpa.alloc(u8, bytes);
+        self.memory = try pages.alloc(u8, bytes);
+        self.storage = .mapped;
     }
 
     fn fits_in_place(self: *const Body, exchange: *const Exchange) bool {
@@ -167,7 +194,7 @@ pub const Body = struct {
                 self.cursor += @intCast(count);
                 exchange.request_end = self.cursor;
             },
-            .own_memory => {
+            .heap, .mapped => {
                 // All that was received belongs to this body, which did not fit in place.
                 const to_memory = @min(count, self.memory.len - self.memory_used);
                 @memcpy(self.memory[self.memory_used..][0..to_memory], came[0..to_memory]);
@@ -226,12 +253,23 @@ pub const Body = struct {
     ) error{OutOfMemory}![]u8 {
         if (self.memory_used == self.memory.len) {
             if (self.memory.len >= limits.memory_bytes_max) return scratch;
-            const doubled = @max(growing_bytes_first, self.memory.len * 2);
-            const memory: []u8 = if (self.storage == .own_memory) self.memory else &.{};
-            self.memory = try gpa.realloc(memory, @min(doubled, limits.memory_bytes_max));
-            self.storage = .own_memory;
+            try self.grow(gpa, limits.memory_bytes_max);
         }
         return self.memory[self.memory_used..];
+    }
+
+    /// A little first, for the length is not known; then all that there may be.
+    fn grow(self: *Body, gpa: std.mem.Allocator, bytes_max: usize) error{OutOfMemory}!void {
+        if (self.storage == .in_place) {
+            self.memory = try gpa.alloc(u8, @min(growing_bytes_first, bytes_max));
+            self.storage = .heap;
+            return;
+        }
+        const larger = try pages.alloc(u8, bytes_max);
+        @memcpy(larger[0..self.memory_used], self.memory[0..self.memory_used]);
+        self.free_memory(gpa);
+        self.memory = larger;
+        self.storage = .mapped;
     }
 
     /// All raw bytes are done with: the next are received right behind the head.

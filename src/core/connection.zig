@@ -25,6 +25,8 @@ pub const State = enum(u8) {
     running,
     /// The rest of a response leaves as the client takes it. Deadline: write.
     writing,
+    /// Parked until the application's own event. Deadline: the suspension's.
+    suspended,
     /// Our side is shut; what the client still sends is dropped until it has read the answer and
     /// closes (RFC 9112 9.6). Deadline: a fixed short one.
     lingering,
@@ -104,6 +106,11 @@ pub const Connection = struct {
         return seen & (Turn.hangup | Turn.broken) != 0 or sys.has_ended(self.fd);
     }
 
+    /// Who has sent the request, for logs.
+    pub fn client(self: *const Connection) *const sys.Address {
+        return &self.address;
+    }
+
     /// Whether what the client says of others (forwarded fields, ids, times) is believed.
     pub fn is_trusted(_: *const Connection) bool {
         return false;
@@ -154,8 +161,8 @@ pub const Slots = struct {
     }
 
     pub fn release(self: *Slots, connection: *Connection) void {
-        // 31 bits: the highest one of a token tells listeners from connections.
-        const generation = (connection.generation + 1) & std.math.maxInt(u31);
+        // 30 bits: the two highest of a token tell listeners and watched descriptors.
+        const generation = (connection.generation + 1) & std.math.maxInt(u30);
         connection.* = .{
             .index = connection.index,
             .generation = generation,

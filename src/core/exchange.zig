@@ -11,9 +11,11 @@ const sys = @import("sys.zig");
 const pages = @import("pages.zig");
 const request_ids = @import("request_id.zig");
 const Connection = @import("connection.zig").Connection;
+const Phase = @import("timing.zig").Phase;
 const Progress = @import("reply.zig").Progress;
 const Record = @import("record.zig").Record;
 const Body = @import("body.zig").Body;
+const Suspension = @import("suspension.zig").Suspension;
 const RequestHead = request_head.RequestHead;
 const FieldLine = request_head.FieldLine;
 
@@ -35,7 +37,9 @@ pub const Exchange = struct {
     /// application's side needs to go on, and how far the reply was.
     continuation: ?*anyopaque = null,
     progress: Progress = .{},
-    /// What the pool gave as `bytes`.
+    /// What a parked producer waits for beside its client; a reference.
+    suspension: ?*Suspension = null,
+    /// What the pool gave as `bytes`; empty while it has it back (`Pool.compact`).
     own_bytes: []u8,
     /// For metrics and logs.
     record: Record = .{},
@@ -46,6 +50,7 @@ pub const Exchange = struct {
     sending_connection: ?*Connection = null,
     next_sending: ?*Exchange = null,
     previous_sending: ?*Exchange = null,
+    sending_phase: Phase = .write,
 
     /// What every line and field about the request in progress names it by. Its owner; valid as
     /// long as the request's head.
@@ -60,7 +65,29 @@ pub const Exchange = struct {
         return &self.id_text;
     }
 
-    /// The same for whoever only keeps the owner from changing it. Returns the length.
+    /// Takes over what a trusted proxy says of the request whose head is complete: its id, and how
+    /// long it has waited.
+    pub fn believe(self: *Exchange, now_ms: u64) void {
+        for (self.head.lines()) |line| switch (line.known) {
+            .x_request_id => if (request_ids.is_acceptable(line.value.of(self.bytes))) {
+                self.record.given_id = line.value;
+            },
+            .x_request_start, .x_queue_start => {
+                const now_ns = now_ms * std.time.ns_per_ms;
+                const waited_ns = request_ids.waited_ns(line.value.of(self.bytes), now_ns);
+                self.record.waited_before_ns = @max(self.record.waited_before_ns, waited_ns);
+            },
+            else => {},
+        };
+    }
+
+    /// Of this request so far, transfer coding undone.
+    pub fn bytes_received(self: *const Exchange) u64 {
+        if (self.head.head_bytes == 0) return self.received;
+        return self.head.head_bytes + self.body.length;
+    }
+
+    /// The id for whoever only keeps the owner from changing it. Returns the length.
     pub fn copy_request_id(self: *const Exchange, to: *[request_ids.given_bytes_max]u8) usize {
         const given = self.record.given_id.of(self.bytes);
         if (given.len > 0) {
@@ -214,17 +241,72 @@ pub const Pool = struct {
     id_prefix: [request_ids.prefix_bytes]u8 = @splat('0'),
     mutex: std.Thread.Mutex = .{},
     free: ?*Exchange = null,
+    /// Buffers of compacted exchanges.
+    spare: ?*Spare = null,
     /// All that were ever made; at most one a connection.
     made: u32 = 0,
     in_use: u32 = 0,
+
+    /// What a compacted exchange gave back; it lies at the start of its own buffer.
+    const Spare = struct { next: ?*Spare, bytes: []u8, field_lines: []FieldLine };
 
     pub fn deinit(self: *Pool) void {
         while (self.free) |exchange| {
             self.free = exchange.next;
             self.gpa.free(exchange.head.field_lines);
-            pages.free(exchange.own_bytes);
+            if (exchange.own_bytes.len > 0) pages.free(exchange.own_bytes);
             self.gpa.destroy(exchange);
         }
+        while (self.spare) |spare| {
+            self.spare = spare.next;
+            self.gpa.free(spare.field_lines);
+            pages.free(spare.bytes);
+        }
+    }
+
+    /// Keeps of a request that may last for hours only what it is: its head, in memory of the
+    /// right size. The buffer goes back. Nothing happens where the buffer holds more.
+    pub fn compact(self: *Pool, exchange: *Exchange) void {
+        if (exchange.own_bytes.len == 0 or exchange.bytes.ptr != exchange.own_bytes.ptr) return;
+        if (exchange.body.mode != .none or exchange.has_more()) return;
+        const lines = self.gpa.dupe(FieldLine, exchange.head.lines()) catch return;
+        const bytes = self.gpa.dupe(u8, exchange.bytes[0..exchange.received]) catch {
+            self.gpa.free(lines);
+            return;
+        };
+        const spare: *Spare = @ptrCast(@alignCast(exchange.own_bytes.ptr));
+        const given: Spare = .{
+            .next = null,
+            .bytes = exchange.own_bytes,
+            .field_lines = exchange.head.field_lines,
+        };
+        exchange.bytes = bytes;
+        exchange.own_bytes = &.{};
+        exchange.head.field_lines = lines;
+        self.mutex.lock();
+        defer self.mutex.unlock();
+        spare.* = given;
+        spare.next = self.spare;
+        self.spare = spare;
+    }
+
+    /// A buffer again for an exchange that has none.
+    fn expand(self: *Pool, exchange: *Exchange) error{OutOfMemory}!void {
+        self.mutex.lock();
+        const spare = self.spare;
+        if (spare) |found| self.spare = found.next;
+        self.mutex.unlock();
+        var lines: []FieldLine = undefined;
+        if (spare) |found| {
+            lines = found.field_lines;
+            exchange.own_bytes = found.bytes;
+        } else {
+            lines = try self.gpa.alloc(FieldLine, self.field_lines_max);
+            errdefer self.gpa.free(lines);
+            exchange.own_bytes = try pages.alloc(u8, buffer_bytes);
+        }
+        exchange.bytes = exchange.own_bytes;
+        exchange.head = .init(lines);
     }
 
     pub fn acquire(self: *Pool) error{OutOfMemory}!*Exchange {
@@ -233,6 +315,10 @@ pub const Pool = struct {
             self.free = exchange.next;
             self.in_use += 1;
             self.mutex.unlock();
+            if (exchange.own_bytes.len == 0) self.expand(exchange) catch |err| {
+                self.put_back(exchange);
+                return err;
+            };
             return exchange;
         }
         self.mutex.unlock();
@@ -247,15 +333,13 @@ pub const Pool = struct {
     fn make(self: *Pool) error{OutOfMemory}!*Exchange {
         const exchange = try self.gpa.create(Exchange);
         errdefer self.gpa.destroy(exchange);
-        const lines = try self.gpa.alloc(FieldLine, self.field_lines_max);
-        errdefer self.gpa.free(lines);
-        const bytes = try pages.alloc(u8, buffer_bytes);
         exchange.* = .{
-            .head = .init(lines),
-            .bytes = bytes,
-            .own_bytes = bytes,
+            .head = .init(&.{}),
+            .bytes = &.{},
+            .own_bytes = &.{},
             .id_text = self.id_prefix ++ @as([request_ids.prefix_bytes]u8, @splat('0')),
         };
+        try self.expand(exchange);
         return exchange;
     }
 
@@ -273,10 +357,23 @@ pub const Pool = struct {
         if (!exchange.output.is_empty()) exchange.output.deinit(self.gpa);
         // Not null when the server was stopped in the middle; the process ends with it then.
         exchange.continuation = null;
+        if (exchange.suspension) |suspension| {
+            _ = suspension.end();
+            suspension.release(self.gpa);
+            exchange.suspension = null;
+        }
         exchange.release_bytes(self.gpa);
         exchange.received = 0;
         exchange.request_end = 0;
+        if (exchange.own_bytes.len == 0) {
+            self.gpa.free(exchange.head.field_lines);
+            exchange.head.field_lines = &.{};
+        }
         exchange.head.reset();
+        self.put_back(exchange);
+    }
+
+    fn put_back(self: *Pool, exchange: *Exchange) void {
         self.mutex.lock();
         defer self.mutex.unlock();
         exchange.next = self.free;
@@ -315,6 +412,73 @@ test "a buffer grows with its bytes and is its old self in the pool" {
     try testing.expectEqual(exchange, again);
     try testing.expectEqual(buffer_bytes, again.bytes.len);
     try testing.expectEqual(1, pool.made);
+}
+
+test "an exchange takes over what a trusted proxy says" {
+    var pool: Pool = .{ .gpa = testing.allocator, .field_lines_max = 8 };
+    defer pool.deinit();
+    const exchange = try pool.acquire();
+    defer pool.release(exchange);
+    const cases = [_]struct { []const u8, []const u8, u64 }{
+        .{ "X-Request-Id: abc-1\r\nX-Request-Start: t=1000.5\r\n", "abc-1", 500_000_000 },
+        .{ "X-Queue-Start: 1000750\r\nX-Request-Id: a\"b\r\n", "0" ** 31 ++ "7", 0 },
+        .{ "X-Queue-Start: 1000.9\r\nX-Request-Start: 1000.2\r\n", "0" ** 31 ++ "7", 800_000_000 },
+        .{ "", "0" ** 31 ++ "7", 0 },
+    };
+    for (cases) |case| {
+        var storage: [200]u8 = undefined;
+        const text = "GET / HTTP/1.1\r\nHost: a\r\n{s}\r\n";
+        const request = try std.fmt.bufPrint(&storage, text, .{case[0]});
+        @memcpy(exchange.bytes[0..request.len], request);
+        exchange.received = @intCast(request.len);
+        exchange.head.reset();
+        exchange.record.begin(1, 7);
+        try testing.expect(try exchange.head.parse(exchange.bytes[0..request.len], .{
+            .request_line_bytes_max = 100,
+            .head_bytes_max = 200,
+            .field_lines_max = 8,
+        }));
+        exchange.believe(1_001_000);
+        try testing.expectEqualStrings(case[1], exchange.request_id());
+        var copy: [request_ids.given_bytes_max]u8 = undefined;
+        const length = exchange.copy_request_id(&copy);
+        try testing.expectEqualStrings(case[1], copy[0..length]);
+        try testing.expectEqual(case[2], exchange.record.waited_before_ns);
+    }
+}
+
+test "a compacted exchange keeps its head and gets a buffer again" {
+    const gpa = testing.allocator;
+    var pool: Pool = .{ .gpa = gpa, .field_lines_max = 8 };
+    defer pool.deinit();
+    const exchange = try pool.acquire();
+    const text = "GET /a HTTP/1.1\r\nHost: b\r\n\r\n";
+    @memcpy(exchange.bytes[0..text.len], text);
+    exchange.received = text.len;
+    const limits: request_head.Limits = .{
+        .request_line_bytes_max = 100,
+        .head_bytes_max = 1000,
+        .field_lines_max = 8,
+    };
+    try testing.expect(try exchange.head.parse(exchange.bytes[0..text.len], limits));
+    exchange.request_end = text.len;
+    const buffer = exchange.own_bytes.ptr;
+    pool.compact(exchange);
+    pool.compact(exchange);
+    try testing.expectEqual(text.len, exchange.bytes.len);
+    try testing.expectEqualStrings("/a", exchange.head.path.of(exchange.bytes));
+    const value = exchange.head.lines()[0].value;
+    try testing.expectEqualStrings("b", value.of(exchange.bytes));
+
+    // The buffer serves another request meanwhile.
+    const other = try pool.acquire();
+    try testing.expectEqual(buffer, other.own_bytes.ptr);
+    pool.release(exchange);
+    const again = try pool.acquire();
+    defer pool.release(again);
+    defer pool.release(other);
+    try testing.expectEqual(exchange, again);
+    try testing.expectEqual(buffer_bytes, again.bytes.len);
 }
 
 test "output grows, moves up and frees itself" {

@@ -55,7 +55,7 @@ pub const RequestInfo = struct {
         const head = &exchange.head;
         self.method.set(head.method.of(exchange.bytes));
         self.target.set(head.target.of(exchange.bytes));
-        self.set_client(&connection.address);
+        self.set_client(connection.client());
         self.request_id.len = exchange.copy_request_id(&self.request_id.bytes);
         self.age_ns = now_ns -| exchange.record.timing.began_ns;
         self.thread = exchange.record.thread;
@@ -102,7 +102,7 @@ pub const Current = struct {
             .line = @intCast(line_end - line_start),
             .id = @intCast(id.len),
         }), .release);
-        store_words(&self.address, std.mem.asBytes(&connection.address));
+        store_words(&self.address, std.mem.asBytes(connection.client()));
         store_words(&self.line, exchange.bytes[line_start..line_end]);
         store_words(&self.id, id);
         self.phase.store(.app, .release);
@@ -174,20 +174,23 @@ pub const Current = struct {
 /// Requests whose answers a client has not taken yet, and those that are parked.
 pub const Sending = struct {
     mutex: std.Thread.Mutex = .{},
+    // Oldest first.
     first: ?*Exchange = null,
+    last: ?*Exchange = null,
     count: u32 = 0,
 
-    /// The connection's owner, before it gives it to another.
-    pub fn add(self: *Sending, connection: *Connection) void {
+    /// The connection's owner, before it gives it to another. The phase is what others see.
+    pub fn add(self: *Sending, connection: *Connection, phase: Phase) void {
         const exchange = connection.exchange.?;
         if (exchange.sending_connection != null) return;
         self.mutex.lock();
         defer self.mutex.unlock();
         exchange.sending_connection = connection;
-        exchange.previous_sending = null;
-        exchange.next_sending = self.first;
-        if (self.first) |next| next.previous_sending = exchange;
-        self.first = exchange;
+        exchange.sending_phase = phase;
+        exchange.next_sending = null;
+        exchange.previous_sending = self.last;
+        if (self.last) |last| last.next_sending = exchange else self.first = exchange;
+        self.last = exchange;
         self.count += 1;
     }
 
@@ -202,7 +205,11 @@ pub const Sending = struct {
         } else {
             self.first = exchange.next_sending;
         }
-        if (exchange.next_sending) |next| next.previous_sending = exchange.previous_sending;
+        if (exchange.next_sending) |next| {
+            next.previous_sending = exchange.previous_sending;
+        } else {
+            self.last = exchange.previous_sending;
+        }
         self.count -= 1;
     }
 
@@ -215,7 +222,7 @@ pub const Sending = struct {
         while (next) |exchange| : (next = exchange.next_sending) {
             if (count == buffer.len) break;
             buffer[count].read(exchange.sending_connection.?, now_ns);
-            buffer[count].phase = .write;
+            buffer[count].phase = exchange.sending_phase;
             count += 1;
         }
         return count;
@@ -335,14 +342,18 @@ test "in flight: what is being sent is listed until it is not" {
         connection.* = .{ .index = @intCast(index) };
         connection.exchange = try parsed(&pool, "GET /x HTTP/1.0\r\n\r\n");
         connection.exchange.?.record.begin(1, index + 1);
-        sending.add(connection);
-        sending.add(connection);
+        sending.add(connection, .write);
+        sending.add(connection, .app);
     }
     defer for (connections) |connection| pool.release(connection.exchange.?);
     var buffer: [5]RequestInfo = undefined;
     try testing.expectEqual(3, sending.read(&buffer, 2));
     try testing.expectEqual(2, sending.read(buffer[0..2], 2));
-    try testing.expectEqual(Phase.write, buffer[0].phase);
+    for (buffer[0..3], 0..) |*info, index| {
+        try testing.expectEqual(Phase.write, info.phase);
+        const last = info.request_id.slice()[info.request_id.len - 1];
+        try testing.expectEqual('1' + index, last);
+    }
     for ([_]usize{ 1, 0, 0, 2 }, [_]u32{ 2, 1, 1, 0 }) |index, left| {
         sending.remove(connections[index].exchange.?);
         try testing.expectEqual(left, sending.size());

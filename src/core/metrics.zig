@@ -159,7 +159,7 @@ pub const Shard = extern struct {
     }
 };
 
-pub const ConnectionState = enum { idle, reading, queued, running, writing, lingering };
+pub const ConnectionState = enum { idle, reading, queued, running, writing, suspended, lingering };
 pub const ThreadState = enum { idle, polling, attaching, running };
 
 /// What is so at the moment, for whoever shows the metrics.

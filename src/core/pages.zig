@@ -11,6 +11,7 @@ const alignment: std.mem.Alignment = .fromByteUnits(std.heap.page_size_min);
 /// `count` items whose bytes are all zero; freed with `free`.
 pub fn alloc(comptime T: type, count: usize) error{OutOfMemory}![]T {
     const bytes = std.math.mul(usize, count, @sizeOf(T)) catch return error.OutOfMemory;
+    if (bytes == 0) return &.{};
     const memory = std.heap.page_allocator.rawAlloc(bytes, alignment, @returnAddress()) orelse
         return error.OutOfMemory;
     const items: [*]T = @ptrCast(@alignCast(memory));
@@ -19,6 +20,7 @@ pub fn alloc(comptime T: type, count: usize) error{OutOfMemory}![]T {
 
 pub fn free(items: anytype) void {
     const bytes = std.mem.sliceAsBytes(items);
+    if (bytes.len == 0) return;
     std.heap.page_allocator.rawFree(@constCast(bytes), alignment, @returnAddress());
 }
 

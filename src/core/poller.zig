@@ -17,6 +17,7 @@ const reactor_module = @import("reactor.zig");
 const deadlines_module = @import("deadlines.zig");
 const connection_module = @import("connection.zig");
 const body_module = @import("body.zig");
+const suspension_module = @import("suspension.zig");
 const exchange_module = @import("exchange.zig");
 const Probe = @import("health.zig").Probe;
 const observer = @import("observer.zig");
@@ -24,6 +25,7 @@ const overdue = @import("overdue.zig");
 const Server = @import("server.zig").Server;
 const Connection = connection_module.Connection;
 const Exchange = exchange_module.Exchange;
+const Suspension = suspension_module.Suspension;
 const Slots = connection_module.Slots;
 const Turn = connection_module.Turn;
 const Phase = @import("timing.zig").Phase;
@@ -34,9 +36,13 @@ pub const listeners_max = 64;
 const linger_ms = 2000;
 /// How long to wait for descriptors after the kernel had none, if no connection closes before.
 const accept_pause_ms = 1000;
-/// Tokens of listeners have this bit; those of connections do not (a generation would have to
-/// reach 2^31).
+/// Tokens of listeners have this bit; those of connections have neither (a generation has 30 bits).
 const listener_bit: u64 = 1 << 63;
+/// Tokens of descriptors that a suspended response waits for: the connection's, with this bit.
+const watch_bit: u64 = 1 << 62;
+/// How long a client that has closed its sending side may still wait for a response that is
+/// suspended: it may have left, and nothing will be sent that could show it.
+const patience_ms = 1000;
 
 /// For how long after a drain begins handshakes that are under way may end; the round trip to a
 /// client near by.
@@ -130,7 +136,7 @@ pub const Poller = struct {
             .listeners = own,
             .head_limits = server.options.head_limits(),
             .now_ms = sys.monotonic_ms(),
-            .lane = .{ .shard = server.metrics.poller_shard() },
+            .lane = .{ .shard = server.metrics.poller_shard(), .line = server.line_of(0) },
             .scratch = scratch,
         };
     }
@@ -150,13 +156,14 @@ pub const Poller = struct {
         self.reactor.deinit();
     }
 
-    /// Waits for something to do and does it. Returns when requests may have become ready, when the
-    /// server stops, or for another reason of its own; the caller calls again.
-    pub fn poll(self: *Poller) void {
+    /// Waits for something to do, if it may, and does it. Returns when requests may have become
+    /// ready, when the server stops, or for another reason of its own; the caller calls again.
+    pub fn poll(self: *Poller, may_wait: bool) void {
         const server = self.server;
         // Nobody may have polled for a while.
         self.now_ms = sys.monotonic_ms();
         self.take_handed_back();
+        self.take_resumed();
         if (server.drain_requested.load(.acquire) and !self.draining) self.begin_drain();
         if (self.draining) self.close_idle();
         // No batch of events is open here, so what the workers finished closes before the wait.
@@ -167,8 +174,8 @@ pub const Poller = struct {
         const timeout = if (has_work) 0 else self.timeout_ms();
         server.wants_idle.store(self.draining or self.is_waiting_for_room(), .seq_cst);
         server.waiting.store(true, .seq_cst);
-        const must_not_wait = server.handed_back.load(.seq_cst) != null or
-            server.outcome.load(.seq_cst) != .serving or
+        const must_not_wait = !may_wait or server.handed_back.load(.seq_cst) != null or
+            server.resumed.load(.seq_cst) != null or server.outcome.load(.seq_cst) != .serving or
             (self.is_waiting_for_room() and !self.is_full());
         const events = self.reactor.poll(&self.events, if (must_not_wait) 0 else timeout);
         server.waiting.store(false, .seq_cst);
@@ -215,7 +222,8 @@ pub const Poller = struct {
             if (event.readable and is_open) self.listeners[index].unread = true;
             return;
         }
-        const connection = self.slots.find(event.token) orelse return;
+        const connection = self.slots.find(event.token & ~watch_bit) orelse return;
+        if (event.token & watch_bit != 0) return self.on_watched(connection);
         if (connection.turn.load(.acquire) & Turn.worker != 0) {
             // Not ours: leave word for when it comes back. If it came back just now, it is ours.
             const before = connection.turn.fetchOr(bits_of(event), .acq_rel);
@@ -246,6 +254,11 @@ pub const Poller = struct {
                 self.mark_closing(connection);
             } else if (writable) {
                 self.flush(connection);
+            },
+            .suspended => if (broken) {
+                self.mark_closing(connection);
+            } else if (connection.hangup) {
+                self.limit_suspension(connection);
             },
             // Broken or at its end: reading tells.
             .lingering => if (connection.unread) self.drop_input(connection),
@@ -285,6 +298,85 @@ pub const Poller = struct {
             }
             if (self.complete_count == self.complete.len) self.submit();
         }
+    }
+
+    // ---- Suspended responses -------------------------------------------------------------------
+
+    /// All that was ahead of the client has left, and the producer waits for an event of its own.
+    fn begin_suspension(self: *Poller, connection: *Connection, suspension: *Suspension) void {
+        connection.state = .suspended;
+        self.server.suspended.add(1);
+        const exchange = connection.exchange.?;
+        exchange.record.timing.pass(.write, sys.monotonic_ns());
+        if (suspension.is_resumed() or suspension.deadline_ms <= self.now_ms) {
+            return self.resume_parked(connection);
+        }
+        if (suspension.watched != sys.no_fd) {
+            const token = connection.token() | watch_bit;
+            const fd = suspension.watched;
+            // A file that cannot be watched is ready (as select has it), and so the wait is over.
+            if (sys.wait_ready(fd, suspension.what, 0)) return self.end_watch(connection);
+            self.reactor.watch(fd, token, suspension.what) catch return self.end_watch(connection);
+        }
+        // Nobody may look at the head while it moves.
+        self.server.sending.remove(exchange);
+        self.server.pool.compact(exchange);
+        self.server.sending.add(connection, .app);
+        connection.deadline_ms = suspension.deadline_ms;
+        if (suspension.deadline_ms != suspension_module.never_ms) {
+            self.deadlines.ensure(connection.index, connection.deadline_ms);
+        }
+        if (connection.hangup) self.limit_suspension(connection);
+    }
+
+    fn limit_suspension(self: *Poller, connection: *Connection) void {
+        connection.deadline_ms = @min(connection.deadline_ms, self.now_ms + patience_ms);
+        self.deadlines.ensure(connection.index, connection.deadline_ms);
+    }
+
+    fn end_watch(self: *Poller, connection: *Connection) void {
+        _ = connection.exchange.?.suspension.?.begin_resume();
+        self.resume_parked(connection);
+    }
+
+    /// The event may be one of an earlier wait.
+    fn on_watched(self: *Poller, connection: *Connection) void {
+        const suspension = self.suspension_of(connection) orelse return;
+        if (suspension.watched == sys.no_fd) return;
+        if (sys.wait_ready(suspension.watched, suspension.what, 0)) self.end_watch(connection);
+    }
+
+    /// What a connection that is the poller's waits for.
+    fn suspension_of(_: *const Poller, connection: *Connection) ?*Suspension {
+        if (connection.turn.load(.acquire) & Turn.worker != 0) return null;
+        return if (connection.state == .suspended) connection.exchange.?.suspension else null;
+    }
+
+    /// Goes on with the responses that the application has resumed. One that its worker still has
+    /// is looked at when it is handed back.
+    fn take_resumed(self: *Poller) void {
+        var newest = self.server.resumed.swap(null, .acquire);
+        var oldest: ?*Suspension = null;
+        while (newest) |suspension| {
+            newest = suspension.next;
+            suspension.next = oldest;
+            oldest = suspension;
+        }
+        while (oldest) |suspension| {
+            oldest = suspension.next;
+            defer suspension.release(self.server.gpa);
+            const connection = self.slots.find(suspension.token) orelse continue;
+            if (self.suspension_of(connection) != suspension) continue;
+            self.resume_parked(connection);
+        }
+    }
+
+    fn end_suspension(self: *Poller, connection: *Connection, exchange: *Exchange) void {
+        const suspension = exchange.suspension orelse return;
+        exchange.suspension = null;
+        if (suspension.watched != sys.no_fd) self.reactor.unregister(suspension.watched);
+        exchange.progress.timed_out = suspension.end() and !connection.abandoned;
+        suspension.release(self.server.gpa);
     }
 
     // ---- Accepting -----------------------------------------------------------------------------
@@ -458,6 +550,7 @@ pub const Poller = struct {
             return true;
         };
         if (!complete) return false;
+        if (connection.is_trusted()) exchange.believe(sys.realtime_ms());
         if (exchange.head.target_form == .authority_form) {
             // CONNECT: there is no tunnel here, and a 2xx from an application would promise one.
             self.refuse(connection, 501, "connect");
@@ -609,6 +702,7 @@ pub const Poller = struct {
         return switch (state) {
             .reading_body => .body,
             .queued => .queue,
+            .suspended => .app,
             .free, .reading_head, .running, .writing, .lingering, .closing => .head,
         };
     }
@@ -646,12 +740,23 @@ pub const Poller = struct {
         switch (connection.after) {
             .keep => self.next_request(connection),
             .close => self.linger(connection),
-            .proceed => self.resume_parked(connection),
+            .proceed => if (connection.exchange.?.suspension) |suspension| {
+                self.begin_suspension(connection, suspension);
+            } else {
+                self.resume_parked(connection);
+            },
         }
     }
 
     /// The client took all that was ahead of it: the producer goes on.
     fn resume_parked(self: *Poller, connection: *Connection) void {
+        const exchange = connection.exchange.?;
+        if (connection.state == .suspended) {
+            self.server.suspended.take_one();
+            // It was the application that it waited for.
+            exchange.record.timing.pass(.app, sys.monotonic_ns());
+        }
+        self.end_suspension(connection, exchange);
         self.has_resumed = true;
         connection.state = .queued;
         connection.turn.store(Turn.worker, .release);
@@ -786,6 +891,11 @@ pub const Poller = struct {
                 self.refuse(connection, 408, "head_timeout");
             },
             .reading_body => self.refuse(connection, 408, "body_timeout"),
+            .suspended => if (connection.exchange.?.suspension.?.deadline_ms > self.now_ms) {
+                self.mark_closing(connection); // its patience ended, or rather its client's
+            } else {
+                self.resume_parked(connection);
+            },
             .writing => {
                 if (connection.exchange) |exchange| exchange.record.timed_out = .write;
                 self.mark_closing(connection);

@@ -35,7 +35,7 @@ pub const events_max = 256;
 pub const wake_token: u64 = std.math.maxInt(u64);
 
 comptime {
-    for (.{ "init", "deinit", "register", "unregister", "poll", "wake" }) |name| {
+    for (.{ "init", "deinit", "register", "watch", "unregister", "poll", "wake" }) |name| {
         if (!@hasDecl(Reactor, name)) @compileError("the reactor lacks " ++ name);
     }
 }
@@ -134,6 +134,20 @@ test "reactor: a client that leaves is readable and hung up" {
     const event = fixture.collect(7, 1000);
     try testing.expect(event.readable);
     try testing.expect(event.hangup);
+}
+
+test "reactor: a watched descriptor is reported once" {
+    var fixture = try Fixture.init();
+    defer fixture.deinit();
+    try fixture.reactor.watch(fixture.pair[0], 9, .readable);
+    try testing.expect(!fixture.collect(9, 20).readable);
+    _ = try sys.send(fixture.pair[1], "abc");
+    try testing.expect(fixture.collect(9, 1000).readable);
+    _ = try sys.send(fixture.pair[1], "d");
+    try testing.expect(!fixture.collect(9, 20).readable);
+    fixture.reactor.unregister(fixture.pair[0]);
+    try fixture.reactor.watch(fixture.pair[0], 10, .writable);
+    try testing.expect(fixture.collect(10, 1000).writable);
 }
 
 test "reactor: nothing is reported after unregister" {

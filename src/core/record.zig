@@ -28,8 +28,6 @@ pub const Record = struct {
     bytes_sent: u64 = 0,
     /// Of these, heads.
     head_bytes_sent: u64 = 0,
-    /// Received while the application asked for the body.
-    bytes_streamed: u64 = 0,
     /// How long it had waited before it came here, as a trusted proxy says.
     waited_before_ns: u64 = 0,
     /// A trusted proxy's id, in the exchange's bytes.
@@ -38,6 +36,11 @@ pub const Record = struct {
     pub fn begin(self: *Record, now_ns: u64, number: u64) void {
         self.* = .{ .number = number };
         self.timing.begin(now_ns);
+    }
+
+    /// From the client's first proxy that tells to the application.
+    pub fn waited_ns(self: *const Record) u64 {
+        return self.waited_before_ns + self.timing.of(.queue) + self.timing.of(.gil);
     }
 
     pub fn is_open(self: *const Record) bool {

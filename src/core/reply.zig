@@ -14,6 +14,8 @@ const response_head = @import("response_head.zig");
 const body_module = @import("body.zig");
 const Connection = @import("connection.zig").Connection;
 const Call = @import("overdue.zig").Call;
+const access_log = @import("access_log.zig");
+const log_text = @import("log_text.zig");
 const Counter = @import("metrics.zig").Counter;
 const Phase = @import("timing.zig").Phase;
 const exchange_module = @import("exchange.zig");
@@ -27,6 +29,8 @@ pub const Limits = struct {
     memory_bytes_max: usize,
     /// Without progress.
     timeout_ms: u64,
+    /// Whether the head says where the time went (W3C Server Timing).
+    server_timing: bool = false,
 };
 
 pub const WriteError = error{
@@ -48,6 +52,16 @@ const pinned_bytes_min = 16 * 1024;
 
 const chunk_end = "\r\n";
 
+/// Pieces that follow one another faster than this leave together: PEP 3333, "Buffering and
+/// Streaming", lets another thread see to it that a block is sent while the next one is produced.
+const burst_ns_max = 200 * std.time.ns_per_us;
+
+/// That other thread: it calls `Reply.push` within a few milliseconds of a wake.
+pub const Pusher = struct {
+    context: *anyopaque,
+    wake: *const fn (*anyopaque) void,
+};
+
 /// Whether a producer may go on.
 pub const Flow = enum {
     more,
@@ -67,6 +81,8 @@ pub const Progress = struct {
     broken: bool = false,
     /// The application gave more than its own Content-Length; the rest was cut.
     too_long: bool = false,
+    /// The wait that a suspended producer goes on from ended by its time.
+    timed_out: bool = false,
     framing: Framing = .none,
     remaining: u64 = 0,
     /// For the log.
@@ -98,6 +114,13 @@ pub const Reply = struct {
     phase: *std.atomic.Value(Phase) = &unwatched_phase,
     /// Whose response it is, where application calls have a time limit.
     call: ?*Call = null,
+    pusher: ?Pusher = null,
+    /// Whether the piece in progress may wait in the kernel for the next one.
+    holds: bool = false,
+    /// When the last piece was given (`monotonic_ns`).
+    piece_ns: u64 = 0,
+    /// The socket that may hold something back. Set by the worker, taken by whoever pushes.
+    held: std.atomic.Value(sys.Fd) = .init(sys.no_fd),
 
     pub fn init(
         gpa: std.mem.Allocator,
@@ -147,6 +170,21 @@ pub const Reply = struct {
         if (connection.abandoned) self.progress.broken = true;
     }
 
+    /// Takes the head away from a reply that parks before it was sent; null where there is none.
+    pub fn take_head(self: *Reply) ?ResponseHead {
+        if (!self.progress.started or self.progress.head_sent) return null;
+        var head = self.head;
+        self.head = .init(self.gpa);
+        head.shrink();
+        return head;
+    }
+
+    /// Gives it back, to the reply of any worker.
+    pub fn put_head(self: *Reply, head: ResponseHead) void {
+        self.head.deinit();
+        self.head = head;
+    }
+
     /// Leaves the reply as it is for another time.
     pub fn park(self: *Reply, continuation: *anyopaque) void {
         self.exchange.progress = self.progress;
@@ -190,14 +228,36 @@ pub const Reply = struct {
         if (self.progress.too_long) return error.BodyTooLong;
     }
 
+    /// Sends what is held back. Any thread, while the server lives.
+    pub fn push(self: *Reply) void {
+        const fd = self.held.swap(sys.no_fd, .seq_cst);
+        if (fd != sys.no_fd) sys.push(fd);
+    }
+
     fn write_piece(self: *Reply, bytes: []const u8, length_known: ?u64) WriteError!void {
         if (self.progress.broken) return error.ClientGone;
         if (self.call) |call| call.touch(sys.monotonic_ms());
+        self.holds = self.may_hold(bytes.len);
+        defer self.holds = false;
         if (!self.progress.head_sent) {
             try self.send_head(bytes, length_known);
         } else {
             try self.send_piece(bytes);
         }
+    }
+
+    /// Whether this piece can wait for the next: not the first, which may be all for a while, nor
+    /// the last.
+    fn may_hold(self: *Reply, bytes: usize) bool {
+        if (!sys.can_hold or self.pusher == null) return false;
+        const now_ns = sys.monotonic_ns();
+        defer self.piece_ns = now_ns;
+        if (!self.progress.head_sent or now_ns -| self.piece_ns >= burst_ns_max) return false;
+        return switch (self.progress.framing) {
+            .none => false,
+            .content_length => bytes < self.progress.remaining,
+            .chunked, .until_close => true,
+        };
     }
 
     /// Whether an interim response can be sent: HTTP/1.0 has none (RFC 9110 15.2), and after the
@@ -269,6 +329,8 @@ pub const Reply = struct {
         self.exchange.body.continue_due = false;
         // Decided here and not when the request came: the client must not use what is about to go.
         if (self.draining.load(.acquire)) self.progress.must_close = true;
+        try self.head.add_request_id(self.exchange.request_id());
+        if (self.limits.server_timing) try self.add_server_timing();
         const head = try self.head.finish(
             self.progress.framing,
             self.persistence(),
@@ -285,6 +347,15 @@ pub const Reply = struct {
         const piece = if (too_long) first[0..@intCast(self.progress.remaining)] else first;
         if (too_long) self.cut();
         return self.send_first(head, piece);
+    }
+
+    fn add_server_timing(self: *Reply) WriteError!void {
+        const timing = &self.exchange.record.timing;
+        timing.pass(.app, sys.monotonic_ns());
+        var storage: [access_log.server_timing_bytes_max]u8 = undefined;
+        var line: log_text.Line = .{ .buffer = &storage };
+        access_log.put_server_timing(&line, timing);
+        return self.head.add("Server-Timing", line.written());
     }
 
     fn persistence(self: *const Reply) response_head.Persistence {
@@ -376,12 +447,22 @@ pub const Reply = struct {
 
     fn send_once(self: *Reply, pieces: []const sys.Iovec) sys.WriteError!usize {
         const fd = self.connection.fd;
-        const count = if (pieces.len == 1)
+        const count = if (self.holds)
+            try self.send_held(pieces)
+        else if (pieces.len == 1)
             try sys.send(fd, pieces[0].base[0..pieces[0].len])
         else
             try sys.send_vector(fd, pieces);
         self.exchange.record.bytes_sent += count;
         self.bytes_sent.add(count);
+        return count;
+    }
+
+    fn send_held(self: *Reply, pieces: []const sys.Iovec) sys.WriteError!usize {
+        const fd = self.connection.fd;
+        const count = try sys.send_held(fd, pieces);
+        const pusher = self.pusher.?;
+        if (self.held.swap(fd, .seq_cst) == sys.no_fd) pusher.wake(pusher.context);
         return count;
     }
 

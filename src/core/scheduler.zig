@@ -27,8 +27,9 @@
 //!     wake_poller(*Host)            ends a poll in progress
 //!     run(*Host, *Worker, *Task)    calls the application; attached
 //!     shed(*Host, *Worker, *Task)   answers 503: waited longer than `queue_timeout_ms`
-//!     poll(*Host, *Worker)          waits for events and submits tasks; detached
+//!     poll(*Host, *Worker, bool)    submits tasks; waits for events if it may; detached
 //!     attach, detach(*Host, *Worker)  takes and gives back the GIL
+//!     on_tick(*Host)                the monitor's; whether it has to come again
 
 const std = @import("std");
 const sys = @import("sys.zig");
@@ -45,6 +46,11 @@ const calm_ticks_min = 8;
 const calm_ticks_each = 4;
 /// How long a request that has begun waits for its own worker, if that is busy.
 const own_wait_ns_max = 50 * std.time.ns_per_ms;
+/// With requests to run there is no reason to poll but this time: others came meanwhile.
+const poll_interval_ns = std.time.ns_per_ms;
+/// How long a worker with more to run keeps the GIL from one that waits for it. The interpreter
+/// would take it away after its switch interval, which is longer.
+const attached_ns_max = std.time.ns_per_ms;
 /// Ticks without anything to watch after which the monitor sleeps until it is needed.
 const idle_ticks_max = 8;
 
@@ -60,6 +66,10 @@ pub const Worker = struct {
     index: u32,
     /// Whether this thread has the GIL. Own thread only.
     attached: bool = true,
+    /// Since when (`monotonic_ns`).
+    attached_ns: u64 = 0,
+    /// The last request that it ran was one of its own list.
+    took_own: bool = false,
     phase: Phase = .between,
     /// When the call in progress began (`monotonic_ns`).
     started_ns: u64 = 0,
@@ -69,10 +79,9 @@ pub const Worker = struct {
     next_parked: ?*Worker = null,
     /// How long the request waited in the queue.
     queued_ns: u64 = 0,
-    /// The worker's last wait for the GIL to empty the queue: from, until.
+    /// When its last wait for the GIL began.
     attach_ns: u64 = 0,
-    attached_ns: u64 = 0,
-    /// When the call in progress ended, if the host has looked at the clock then; else 0.
+    /// The time at the end of what it did last, where somebody has looked at the clock; else 0.
     ended_ns: u64 = 0,
     /// Requests that only this worker may go on with; `Host.Task`s, oldest first.
     own_first: ?*anyopaque = null,
@@ -91,7 +100,7 @@ pub fn Scheduler(comptime Host: type) type {
         const Self = @This();
         const Task = Host.Task;
         const Entry = struct { task: *Task, since_ns: u64 };
-        const Step = union(enum) { run: *Task, shed: *Task, attach, poll, stop };
+        const Step = union(enum) { run: *Task, shed: *Task, attach, poll: bool, stop };
 
         options: Options,
         host: *Host,
@@ -113,6 +122,10 @@ pub fn Scheduler(comptime Host: type) type {
         begun_last: ?*Task = null,
         /// Requests in the workers' own lists.
         own_count: u32 = 0,
+        /// The last call that began was one that goes on.
+        last_was_begun: bool = false,
+        /// When the last poll ended.
+        polled_ns: u64 = 0,
         stopping: bool = false,
         predictor: Predictor = .{},
         /// Counts calls begun and ended; the monitor sees by it that nothing moves.
@@ -194,7 +207,7 @@ pub fn Scheduler(comptime Host: type) type {
                 .run => |task| self.host.run(worker, task),
                 .shed => |task| self.host.shed(worker, task),
                 .attach => self.attach(worker),
-                .poll => self.host.poll(worker),
+                .poll => |may_wait| self.host.poll(worker, may_wait),
                 .stop => break,
             };
             if (!worker.attached) self.attach(worker);
@@ -203,6 +216,8 @@ pub fn Scheduler(comptime Host: type) type {
         fn attach(self: *Self, worker: *Worker) void {
             self.host.attach(worker);
             worker.attached = true;
+            worker.attached_ns = sys.monotonic_ns();
+            worker.ended_ns = worker.attached_ns;
         }
 
         fn detach(self: *Self, worker: *Worker) void {
@@ -381,25 +396,24 @@ pub fn Scheduler(comptime Host: type) type {
                     continue;
                 }
                 if (self.holder == null) self.holder = worker;
+                if (self.must_let_go(worker, now_ns)) {
+                    self.let_go(worker);
+                    continue;
+                }
+                if (self.is_poll_due(worker, now_ns)) return self.begin_poll(worker, false);
                 if (self.running < self.options.threads) {
-                    if (worker.own_first != null) {
-                        if (!worker.attached) return self.begin_attach(worker, now_ns);
-                        return self.begin_own(worker, now_ns);
-                    }
-                    const reserved = self.owners();
-                    if (self.has_waiting() and self.running + reserved < self.options.threads) {
+                    if (self.takes_own(worker)) {
+                        if (worker.attached) return self.begin_own(worker, now_ns);
+                        if (self.attaching == 0) return self.begin_attach(worker, now_ns);
+                    } else if (self.has_waiting() and self.may_begin()) {
                         if (worker.attached) return self.begin_call(worker, now_ns);
                         if (self.attaching == 0) return self.begin_attach(worker, now_ns);
                     }
                 }
                 if (worker.attached) {
-                    self.mutex.unlock();
-                    self.detach(worker);
-                    self.mutex.lock();
+                    self.let_go(worker);
                 } else if (self.holder == worker) {
-                    worker.phase = .polling;
-                    self.mutex.unlock();
-                    return .poll;
+                    return self.begin_poll(worker, true);
                 } else {
                     self.park(worker, null);
                     now_ns = sys.monotonic_ns();
@@ -415,25 +429,57 @@ pub fn Scheduler(comptime Host: type) type {
             return self.ready_count > 0 or self.begun_first != null;
         }
 
-        /// Workers that could go on with a request of their own. Each has a call reserved, or
-        /// others would go on taking new requests before it.
-        fn owners(self: *const Self) u32 {
-            if (self.own_count == 0) return 0;
-            var count: u32 = 0;
+        /// Whether the worker goes on with a request of its own list. New ones take turns with
+        /// those, unless another worker is there for them.
+        fn takes_own(self: *const Self, worker: *const Worker) bool {
+            if (worker.own_first == null) return false;
+            if (!worker.took_own or !self.has_waiting()) return true;
+            return self.parked_unbound() != null;
+        }
+
+        /// Whether a request that any worker may take can begin. One call is kept for those that
+        /// only one worker may go on with, every other time, or new ones would stay before them.
+        fn may_begin(self: *const Self) bool {
+            if (self.own_count == 0 or self.last_was_begun) return true;
+            return self.running + 1 < self.options.threads or !self.has_idle_owner();
+        }
+
+        fn has_idle_owner(self: *const Self) bool {
             for (self.workers[0..self.worker_total]) |worker| {
-                if (worker.own_first != null and worker.phase != .running) count += 1;
+                if (worker.own_first != null and worker.phase != .running) return true;
             }
-            return count;
+            return false;
+        }
+
+        /// Whether the worker has had the GIL for long, and has more to run, while another waits.
+        fn must_let_go(self: *const Self, worker: *const Worker, now_ns: u64) bool {
+            if (!worker.attached or self.attaching == 0) return false;
+            return now_ns -| worker.attached_ns >= attached_ns_max;
+        }
+
+        /// Unlocks meanwhile.
+        fn let_go(self: *Self, worker: *Worker) void {
+            self.mutex.unlock();
+            self.detach(worker);
+            self.mutex.lock();
+        }
+
+        fn is_poll_due(self: *const Self, worker: *const Worker, now_ns: u64) bool {
+            if (self.holder != worker or now_ns -| self.polled_ns < poll_interval_ns) return false;
+            return self.own_count > 0 or self.has_waiting();
+        }
+
+        /// Unlocks.
+        fn begin_poll(self: *Self, worker: *Worker, may_wait: bool) Step {
+            worker.phase = .polling;
+            self.mutex.unlock();
+            if (worker.attached) self.detach(worker);
+            return .{ .poll = may_wait };
         }
 
         /// Leaves new requests, and the baton, to a worker that is not bound. Unlocks meanwhile.
         fn stand_aside(self: *Self, worker: *Worker) void {
-            if (worker.attached) {
-                self.mutex.unlock();
-                self.detach(worker);
-                self.mutex.lock();
-                return; // much may have changed
-            }
+            if (worker.attached) return self.let_go(worker); // and much may have changed
             const is_needed = self.holder == worker or self.holder == null or self.has_waiting();
             if (self.holder == worker) self.holder = null;
             const successor = if (is_needed) self.unpark() else null;
@@ -447,11 +493,9 @@ pub fn Scheduler(comptime Host: type) type {
                     self.progress += 1;
                     self.predictor.learn(worker.route, now_ns -| worker.started_ns >= tick_ns);
                 },
-                .attaching => {
-                    self.attaching -= 1;
-                    worker.attached_ns = now_ns;
-                },
-                .between, .polling => {},
+                .attaching => self.attaching -= 1,
+                .polling => self.polled_ns = now_ns,
+                .between => {},
                 .parked => unreachable, // `park` sets the phase back before it returns
             }
             worker.phase = .between;
@@ -459,10 +503,12 @@ pub fn Scheduler(comptime Host: type) type {
 
         /// Takes the first request, and gives the baton away if the call looks slow. Unlocks.
         fn begin_call(self: *Self, worker: *Worker, now_ns: u64) Step {
-            if (self.pop_begun()) |task| {
+            const is_new_due = self.last_was_begun and self.ready_count > 0;
+            if (!is_new_due) if (self.pop_begun()) |task| {
+                self.last_was_begun = true;
                 self.begin_running(worker, task, now_ns);
                 return self.run_step(worker, task);
-            }
+            };
             const expired = self.is_expired(now_ns);
             const entry = self.pop();
             const task = entry.task;
@@ -472,6 +518,8 @@ pub fn Scheduler(comptime Host: type) type {
                 return .{ .shed = task };
             }
             worker.queued_ns = now_ns -| entry.since_ns;
+            worker.took_own = false;
+            self.last_was_begun = false;
             self.begin_running(worker, task, now_ns);
             return self.run_step(worker, task);
         }
@@ -479,6 +527,8 @@ pub fn Scheduler(comptime Host: type) type {
         /// Goes on with a request that only this worker may go on with. Unlocks.
         fn begin_own(self: *Self, worker: *Worker, now_ns: u64) Step {
             const task = self.pop_own(worker).?;
+            worker.took_own = true;
+            self.last_was_begun = true;
             self.begin_running(worker, task, now_ns);
             return self.run_step(worker, task);
         }
@@ -501,6 +551,10 @@ pub fn Scheduler(comptime Host: type) type {
                 } else if (self.has_waiting() and self.attaching == 0) {
                     successor = self.unpark();
                 }
+            } else if (worker.own_first != null and self.has_waiting() and self.attaching == 0) {
+                // What is new is not to wait for all that this worker has to go on with.
+                successor = self.parked_unbound();
+                if (successor) |other| _ = self.unpark_this(other);
             }
             self.unlock_watched();
             if (successor) |other| wake(other);
@@ -610,8 +664,16 @@ pub fn Scheduler(comptime Host: type) type {
             }
         }
 
+        /// Makes the monitor tick. Any thread.
+        pub fn wake_monitor(self: *Self) void {
+            if (self.monitor.signal.load(.seq_cst) != 0) return;
+            self.monitor.signal.store(1, .seq_cst);
+            Futex.wake(&self.monitor.signal, 1);
+        }
+
         /// One look; false when the server stops.
         fn tick(self: *Self) bool {
+            const has_more = self.host.on_tick();
             self.mutex.lock();
             if (self.stopping) {
                 self.mutex.unlock();
@@ -635,18 +697,21 @@ pub fn Scheduler(comptime Host: type) type {
                 }
                 chosen = self.unpark();
             }
-            if (holder_busy or queue_waits or self.own_count > 0) {
+            if (has_more or holder_busy or queue_waits or self.own_count > 0) {
                 self.monitor.idle_ticks = 0;
             } else {
                 self.monitor.idle_ticks += 1;
                 if (self.monitor.idle_ticks >= idle_ticks_max) {
                     self.monitor.idle_ticks = 0;
                     self.monitor.asleep = true;
-                    self.monitor.signal.store(0, .monotonic);
+                    self.monitor.signal.store(0, .seq_cst);
                 }
             }
+            const sleeps = self.monitor.asleep;
             self.mutex.unlock();
             if (chosen) |worker| wake(worker);
+            // The other order than `wake_monitor`'s caller has: one of the two sees the other.
+            if (sleeps and self.host.on_tick()) self.monitor.signal.store(1, .seq_cst);
             return true;
         }
     };

@@ -55,7 +55,7 @@ const FakeHost = struct {
         self.gil.unlock();
     }
 
-    pub fn poll(self: *FakeHost, _: *Worker) void {
+    pub fn poll(self: *FakeHost, _: *Worker, may_wait: bool) void {
         if (self.pollers.fetchAdd(1, .acq_rel) != 0) self.fault();
         defer _ = self.pollers.fetchSub(1, .acq_rel);
         const seen = self.arrivals.load(.acquire);
@@ -67,12 +67,17 @@ const FakeHost = struct {
             return;
         }
         if (self.remaining.load(.acquire) <= 0) return self.finished.set();
+        if (!may_wait) return;
         Futex.timedWait(&self.arrivals, seen, 5 * std.time.ns_per_ms) catch {};
     }
 
     fn submit(self: *FakeHost, task: *FakeTask) void {
         if (task.has_begun) return self.scheduler.submit_begun(task);
         if (self.scheduler.submit(&.{task}, @import("sys.zig").monotonic_ns()) == 0) self.count_shed(task);
+    }
+
+    pub fn on_tick(_: *FakeHost) bool {
+        return false;
     }
 
     pub fn wake_poller(self: *FakeHost) void {

@@ -16,6 +16,10 @@ const request_head = @import("request_head.zig");
 const scheduler_module = @import("scheduler.zig");
 const reply_module = @import("reply.zig");
 const exchange_module = @import("exchange.zig");
+const pages = @import("pages.zig");
+const access_log = @import("access_log.zig");
+const log_text = @import("log_text.zig");
+const log_writer = @import("log_writer.zig");
 const in_flight = @import("in_flight.zig");
 const metrics_module = @import("metrics.zig");
 const observer = @import("observer.zig");
@@ -27,6 +31,7 @@ const poller_module = @import("poller.zig");
 const Poller = poller_module.Poller;
 const health_module = @import("health.zig");
 const Health = health_module.Health;
+const Suspension = @import("suspension.zig").Suspension;
 const Connection = connection_module.Connection;
 const Exchange = exchange_module.Exchange;
 const Reply = reply_module.Reply;
@@ -64,6 +69,18 @@ pub const Options = struct {
     in_band: []const u8 = "",
     /// For the metrics.
     python_version: []const u8 = "",
+    /// "stdout", "stderr" or a path; empty for none.
+    access_log: []const u8 = "",
+    /// Paths that are not in it when answered below 400, one a line.
+    access_exclude: []const u8 = "",
+    /// Lines are JSON, else text.
+    log_json: bool = false,
+    /// 0 for errors alone, 1 with warnings, 2 with all.
+    log_level: u8 = 0,
+    /// Requests that take longer are logged with their phases; 0 for none.
+    slow_request_ms: u64 = 0,
+    /// Answers have a Server-Timing field.
+    server_timing: bool = false,
 
     pub fn head_limits(self: *const Options) request_head.Limits {
         return .{
@@ -86,7 +103,29 @@ pub const Options = struct {
         return .{
             .memory_bytes_max = @intCast(self.response_memory_bytes),
             .timeout_ms = self.write_timeout_ms,
+            .server_timing = self.server_timing,
         };
+    }
+
+    fn log_options(self: *const Options) log_writer.Options {
+        return .{ .access = self.access_log, .quoting = self.quoting() };
+    }
+
+    fn rules(self: *const Options) observer.Rules {
+        return .{
+            .access = self.access_log.len > 0,
+            .quoting = self.quoting(),
+            .level = @enumFromInt(@min(self.log_level, @intFromEnum(log_text.Level.info))),
+            .excluded_paths = self.access_exclude,
+            .slow_ns = if (self.slow_request_ms == 0)
+                std.math.maxInt(u64)
+            else
+                self.slow_request_ms *| std.time.ns_per_ms,
+        };
+    }
+
+    fn quoting(self: *const Options) log_text.Quoting {
+        return if (self.log_json) .json else .text;
     }
 };
 
@@ -168,7 +207,7 @@ pub const Counts = struct {
 /// How long in the queue makes a half-closed connection look abandoned.
 const patience_ns = std.time.ns_per_s;
 
-pub const InitError = error{ OutOfMemory, Unexpected };
+pub const InitError = error{ OutOfMemory, CannotOpen, Unexpected };
 
 pub const Server = struct {
     pub const Task = Connection;
@@ -185,6 +224,8 @@ pub const Server = struct {
     crews_begun: std.atomic.Value(u32) = .init(0),
     /// Connections that workers give back to the poller, newest first.
     handed_back: std.atomic.Value(?*Connection) = .init(null),
+    /// Suspensions that the application resumed, newest first; a reference each.
+    resumed: std.atomic.Value(?*Suspension) = .init(null),
     /// The poller waits, or is about to, and must be woken for a connection handed back.
     waiting: std.atomic.Value(bool) = .init(false),
     drain_requested: std.atomic.Value(bool) = .init(false),
@@ -198,10 +239,16 @@ pub const Server = struct {
     /// Its reading end becomes readable with the outcome.
     outcome_pipe: [2]sys.Fd,
     metrics: metrics_module.Metrics,
+    log: log_writer.LogWriter,
+    rules: observer.Rules,
+    /// Room for a line, for the poller and each worker.
+    lines: []u8,
     /// Answers that clients have not taken yet.
     sending: in_flight.Sending = .{},
     /// Clients that were refused and have not gone yet; the poller writes.
     lingering: metrics_module.Counter = .{},
+    /// Responses that wait for an event of the application; the poller writes.
+    suspended: metrics_module.Counter = .{},
     start_time_seconds: u64,
     requests: std.atomic.Value(u64) = .init(0),
     /// Requests never begun, since their clients had gone.
@@ -232,6 +279,8 @@ pub const Server = struct {
         errdefer gpa.free(reports);
         var metrics = try metrics_module.Metrics.init(crews.len);
         errdefer metrics.deinit();
+        const lines = try pages.alloc(u8, (crews.len + 1) * access_log.line_bytes_max);
+        errdefer pages.free(lines);
         const outcome_pipe = try sys.socket_pair();
         errdefer for (outcome_pipe) |fd| sys.close(fd);
         self.* = .{
@@ -250,8 +299,13 @@ pub const Server = struct {
             .outcome_pipe = outcome_pipe,
             .metrics = metrics,
             .overdue = .{ .entries = reports },
+            .log = undefined,
+            .rules = options.rules(),
+            .lines = lines,
             .start_time_seconds = sys.realtime_seconds(),
         };
+        try self.log.init(gpa, options.log_options());
+        errdefer self.log.deinit();
         self.poller = try Poller.init(self, listeners);
         errdefer self.poller.deinit();
         for (crews, 0..) |*crew, index| {
@@ -259,7 +313,10 @@ pub const Server = struct {
                 .worker = .{ .index = @intCast(index) },
                 .server = self,
                 .reply = undefined,
-                .lane = .{ .shard = metrics.worker_shard(index) },
+                .lane = .{
+                    .shard = metrics.worker_shard(index),
+                    .line = self.line_of(index + 1),
+                },
             };
             crew.reply = .init(
                 gpa,
@@ -269,9 +326,17 @@ pub const Server = struct {
             );
             if (self.limits_calls()) crew.reply.call = &crew.call;
             crew.reply.watch(&crew.lane.shard.bytes_sent, &crew.current.phase);
+            crew.reply.pusher = .{ .context = self, .wake = wake_pusher };
         }
+        self.log.start() catch return error.Unexpected;
         self.scheduler.start() catch return error.Unexpected;
         return self;
+    }
+
+    /// The room for a log line of the poller (0) or of the worker before this number.
+    pub fn line_of(self: *const Server, number: usize) []u8 {
+        const size = access_log.line_bytes_max;
+        return self.lines[number * size ..][0..size];
     }
 
     /// After every worker has returned.
@@ -282,11 +347,14 @@ pub const Server = struct {
         self.poller.deinit();
         self.scheduler.deinit(gpa);
         self.pool.deinit();
+        self.drop_resumed();
         for (self.crews) |*crew| crew.reply.deinit();
         gpa.free(self.crews);
         for (self.outcome_pipe) |fd| sys.close(fd);
+        self.log.deinit();
         self.metrics.deinit();
         gpa.free(self.overdue.entries);
+        pages.free(self.lines);
         gpa.destroy(self);
     }
 
@@ -372,6 +440,7 @@ pub const Server = struct {
         const in_use = self.pool.count_in_use();
         const total = self.connection_count.load(.monotonic);
         const lingering = self.lingering.get();
+        const suspended = self.suspended.get();
         const busy = scheduled.running + scheduled.ready;
         var found: metrics_module.Gauges = .{
             .queue_depth = scheduled.ready,
@@ -382,6 +451,7 @@ pub const Server = struct {
             .saturation = @as(f64, @floatFromInt(busy)) /
                 @as(f64, @floatFromInt(self.options.threads)),
             .draining = self.draining.load(.acquire),
+            .log_lines_dropped = self.log.dropped.load(.monotonic),
             .start_time_seconds = self.start_time_seconds,
             .version = @import("build_options").version,
             .python = self.options.python_version,
@@ -393,7 +463,8 @@ pub const Server = struct {
             .reading = in_use -| busy -| sending,
             .queued = scheduled.ready,
             .running = scheduled.running,
-            .writing = sending,
+            .writing = sending -| suspended,
+            .suspended = suspended,
             .lingering = lingering,
         });
         found.threads = .init(.{
@@ -436,6 +507,27 @@ pub const Server = struct {
         }
     };
 
+    /// Lets a suspended response go on. Any thread, any time, even after the request has ended.
+    pub fn resume_suspended(self: *Server, suspension: *Suspension) void {
+        if (!suspension.begin_resume()) return;
+        _ = suspension.retain();
+        var first = self.resumed.load(.monotonic);
+        while (true) {
+            suspension.next = first;
+            const seen = self.resumed.cmpxchgWeak(first, suspension, .seq_cst, .monotonic);
+            first = seen orelse break;
+        }
+        self.wake_waiting_poller();
+    }
+
+    fn drop_resumed(self: *Server) void {
+        var first = self.resumed.swap(null, .acquire);
+        while (first) |suspension| {
+            first = suspension.next;
+            suspension.release(self.gpa);
+        }
+    }
+
     // ---- The scheduler's host ------------------------------------------------------------------
 
     pub fn attach(self: *Server, worker: *Worker) void {
@@ -449,8 +541,24 @@ pub const Server = struct {
         crew.thread_state = self.application.interlude.leave();
     }
 
-    pub fn poll(self: *Server, _: *Worker) void {
-        self.poller.poll();
+    pub fn poll(self: *Server, _: *Worker, may_wait: bool) void {
+        self.poller.poll(may_wait);
+    }
+
+    fn wake_pusher(context: *anyopaque) void {
+        const self: *Server = @ptrCast(@alignCast(context));
+        self.scheduler.wake_monitor();
+    }
+
+    /// The monitor's: sends what responses in progress hold back. Whether there was any.
+    pub fn on_tick(self: *Server) bool {
+        var found = false;
+        for (self.crews) |*crew| {
+            if (crew.reply.held.load(.seq_cst) == sys.no_fd) continue;
+            found = true;
+            crew.reply.push();
+        }
+        return found;
     }
 
     pub fn wake_poller(self: *Server) void {
@@ -548,7 +656,7 @@ pub const Server = struct {
         const is_sent = exchange.output.is_empty();
         if (is_sent) observer.finish(self, &crew.lane, connection);
         if (!is_sent) {
-            self.sending.add(connection);
+            self.sending.add(connection, .write);
             connection.state = .writing;
             connection.deadline_ms = sys.monotonic_ms() + self.options.write_timeout_ms;
         } else if (after == .keep and !exchange.has_more() and !connection.unread) {
@@ -588,7 +696,9 @@ pub const Server = struct {
     fn release_parked(self: *Server, connection: *Connection) void {
         connection.state = .writing;
         connection.after = .proceed;
-        self.sending.add(connection);
+        self.sending.add(connection, .write);
+        // Only the poller can begin a wait that may be shorter than the heap's entry.
+        if (connection.exchange.?.suspension != null) return self.hand_back(connection);
         connection.deadline_ms = sys.monotonic_ms() + self.options.write_timeout_ms;
         self.give_up_turn(connection);
     }
@@ -613,8 +723,12 @@ pub const Server = struct {
             const seen = self.handed_back.cmpxchgWeak(first, connection, .seq_cst, .monotonic);
             first = seen orelse break;
         }
-        // The poller sets `waiting` and then looks at the list; this is the other order, so one of
-        // the two sees the other's write.
+        self.wake_waiting_poller();
+    }
+
+    /// After putting something on a list of the poller's. The poller sets `waiting` and then looks
+    /// at the lists; this is the other order, so one of the two sees the other's write.
+    fn wake_waiting_poller(self: *Server) void {
         if (self.waiting.load(.seq_cst) and self.waiting.swap(false, .seq_cst)) {
             self.poller.reactor.wake();
         }
@@ -659,6 +773,7 @@ pub const Server = struct {
         var own = refusal;
         if (connection.exchange) |exchange| {
             own.without_body = exchange.is_head_request();
+            own.request_id = exchange.request_id();
             exchange.record.status = refusal.status;
             exchange.record.reason = reasons.of(refusal.reason);
         }
@@ -686,7 +801,7 @@ pub const Server = struct {
         lane.shard.bytes_sent.add(sent);
         exchange.record.head_bytes_sent += std.mem.indexOf(u8, text, "\r\n\r\n").? + 4;
         if (sent == text.len) return;
-        self.sending.add(connection);
+        self.sending.add(connection, .write);
         exchange.output.append(self.gpa, text[sent..]) catch {
             connection.state = .closing;
         };

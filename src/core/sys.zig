@@ -53,6 +53,15 @@ pub fn realtime_seconds() u64 {
     return @intCast(@max(0, value.sec));
 }
 
+/// Milliseconds since the epoch, of the same clock.
+pub fn realtime_ms() u64 {
+    var value: c.timespec = undefined;
+    if (c.clock_gettime(realtime_clock, &value) != 0) return 0;
+    const seconds: u64 = @intCast(@max(0, value.sec));
+    return seconds * std.time.ms_per_s +
+        @as(u64, @intCast(@max(0, value.nsec))) / std.time.ns_per_ms;
+}
+
 // ---- Sockets -----------------------------------------------------------------------------------
 
 pub const ReadError = error{ WouldBlock, ConnectionGone, OutOfMemory, Unexpected };
@@ -99,11 +108,29 @@ pub fn send(fd: Fd, bytes: []const u8) WriteError!usize {
 
 /// The same for several pieces that leave as one.
 pub fn send_vector(fd: Fd, pieces: []const Iovec) WriteError!usize {
+    return send_message(fd, pieces, 0);
+}
+
+/// Whether `send_held` holds anything back on this system.
+pub const can_hold = is_linux;
+
+/// The same, and what does not fill a segment waits for the next bytes or for `push`.
+pub fn send_held(fd: Fd, pieces: []const Iovec) WriteError!usize {
+    return send_message(fd, pieces, if (can_hold) c.MSG.MORE else 0);
+}
+
+/// Sends what `send_held` held back. Any thread; does no harm to another socket or a closed one.
+pub fn push(fd: Fd) void {
+    // Setting the option, even anew, makes Linux send what is pending (tcp(7)).
+    set_no_delay(fd);
+}
+
+fn send_message(fd: Fd, pieces: []const Iovec, flags: u32) WriteError!usize {
     var message = std.mem.zeroes(c.msghdr_const);
     message.iov = pieces.ptr;
     message.iovlen = @intCast(pieces.len);
     while (true) {
-        const count = c.sendmsg(fd, &message, c.MSG.NOSIGNAL);
+        const count = c.sendmsg(fd, &message, c.MSG.NOSIGNAL | flags);
         if (count >= 0) return @intCast(count);
         if (try retry_write()) continue;
     }
@@ -136,6 +163,12 @@ pub fn address_text(address: *const Address, storage: *[address_text_bytes_max]u
         else => return "",
     };
     return if (text) |pointer| std.mem.span(pointer) else "";
+}
+
+/// The four bytes of an IPv4 address; null for any other.
+pub fn address_bytes4(address: *const Address) ?[4]u8 {
+    if (address.any.family != c.AF.INET) return null;
+    return std.mem.toBytes(address.in4.addr);
 }
 
 pub fn address_port(address: *const Address) ?u16 {
@@ -281,6 +314,13 @@ pub fn sleep_ms(duration_ms: u32) void {
 pub fn close(fd: Fd) void {
     // EINTR leaves the descriptor closed on Linux and macOS alike: no retry (close(2)).
     _ = c.close(fd);
+}
+
+/// Another descriptor of the same file, closed on exec; null when there is none (EBADF, EMFILE).
+pub fn duplicate(fd: Fd) ?Fd {
+    const dupfd_cloexec: c_int = if (is_linux) 1030 else 67;
+    const copy = c.fcntl(fd, dupfd_cloexec, @as(c_int, 0));
+    return if (copy >= 0) copy else null;
 }
 
 pub const WaitFor = enum { readable, writable };
@@ -432,6 +472,40 @@ pub fn read_at(fd: Fd, buffer: []u8, offset: u64) FileError!usize {
     return done;
 }
 
+// ---- Log files ---------------------------------------------------------------------------------
+
+/// Opens a file to write at its end, whoever else writes there. A FIFO must have a reader.
+pub fn open_log(path: [:0]const u8) ?Fd {
+    const options: c.O = .{
+        .ACCMODE = .WRONLY,
+        .APPEND = true,
+        .CREAT = true,
+        .CLOEXEC = true,
+        .NONBLOCK = true,
+        .NOCTTY = true,
+    };
+    const fd = c.open(path.ptr, options, @as(c_uint, 0o644));
+    return if (fd >= 0) fd else null;
+}
+
+/// Whether it is a file and not a pipe, a socket or a terminal.
+pub fn is_seekable(fd: Fd) bool {
+    return c.lseek(fd, 0, c.SEEK.CUR) >= 0;
+}
+
+/// Bytes written. Whoever asks knows that something can be written now, or does not mind to wait.
+pub fn write_log(fd: Fd, bytes: []const u8) error{ WouldBlock, Failed }!usize {
+    while (true) {
+        const count = c.write(fd, bytes.ptr, bytes.len);
+        if (count >= 0) return @intCast(count);
+        switch (errno()) {
+            .INTR => continue,
+            .AGAIN => return error.WouldBlock,
+            else => return error.Failed,
+        }
+    }
+}
+
 // ---- epoll -------------------------------------------------------------------------------------
 
 pub const epoll = if (is_linux) struct {
@@ -443,6 +517,7 @@ pub const epoll = if (is_linux) struct {
     pub const HUP = linux.EPOLL.HUP;
     pub const ERR = linux.EPOLL.ERR;
     pub const ET = linux.EPOLL.ET;
+    pub const ONESHOT = linux.EPOLL.ONESHOT;
 
     pub fn create() error{ OutOfMemory, Unexpected }!Fd {
         const fd = c.epoll_create1(linux.EPOLL.CLOEXEC);

@@ -14,6 +14,7 @@ const core = @import("core");
 const capi = @import("capi.zig");
 const call_module = @import("call.zig");
 const environ_module = @import("environ.zig");
+const suspend_module = @import("suspend.zig");
 const input_stream = @import("input_stream.zig");
 const file_wrapper = @import("file_wrapper.zig");
 const names_module = @import("names.zig");
@@ -69,6 +70,8 @@ const Continuation = struct {
     context: *Object,
     /// Kept by the application; else the worker's own do.
     handles: ?*call_module.Handles,
+    /// Where the response was suspended before its head was sent.
+    response_head: ?core.response_head.ResponseHead,
 };
 
 const State = enum { finished, parked };
@@ -148,6 +151,7 @@ pub const Bridge = struct {
         self.names = try Names.init();
         try input_stream.init_type();
         try call_module.init_type();
+        try suspend_module.init_type();
         const wrapper = try file_wrapper.init_type(&self.names.keys);
         const contextvars = try capi.owned(capi.PyImport_ImportModule("contextvars"));
         defer capi.drop(contextvars);
@@ -215,6 +219,10 @@ pub const Bridge = struct {
             .{ keys.@"wsgi.input_terminated", capi.boolean(true) },
             .{ keys.@"wsgi.early_hints", capi.none() },
             .{ keys.@"serve_zig.client_disconnected", capi.none() },
+            .{ keys.@"x-wsgiorg.suspend", capi.none() },
+            .{ keys.@"x-wsgiorg.fdevent.readable", capi.none() },
+            .{ keys.@"x-wsgiorg.fdevent.writable", capi.none() },
+            .{ keys.@"x-wsgiorg.fdevent.timeout", capi.none() },
             .{ keys.@"serve_zig.request_id", capi.none() },
             .{ keys.@"serve_zig.queue_seconds", capi.none() },
         };
@@ -300,6 +308,7 @@ pub const Bridge = struct {
         seat.response = taken.response;
         seat.is_proceeding = true;
         if (taken.response.input) |stream| stream.crew = crew;
+        if (taken.response_head) |head| crew.reply.put_head(head);
         self.proceed_in(crew, seat, taken) catch {
             self.give_up(crew, error.Raised);
             seat.response.drop();
@@ -377,6 +386,7 @@ pub const Bridge = struct {
             .response = seat.response,
             .context = request_context,
             .handles = handles,
+            .response_head = crew.reply.take_head(),
         };
         seat.response = .{};
         crew.reply.park(continuation);
@@ -435,6 +445,7 @@ pub const Bridge = struct {
     ) Trouble!State {
         if (is_proceeding) {
             self.seats[crew.worker.index].input = response.input;
+            call_module.of(call).timed_out = crew.reply.progress.timed_out;
             response.drop_piece();
             if (crew.reply.progress.broken) return error.ClientGone;
             if (crew.reply.progress.too_long) return trouble_of(error.BodyTooLong);
@@ -581,13 +592,33 @@ pub const Bridge = struct {
             const piece = capi.PyIter_Next(iterator) orelse break;
             response.piece = piece;
             const bytes = try piece_bytes(piece);
-            if (bytes.len > 0 and try self.offer(crew, bytes, response.length) == .full) {
+            if (bytes.len > 0) {
+                if (try self.offer(crew, bytes, response.length) == .full) return .parked;
+            } else if (self.begin_suspension(crew)) {
+                response.drop_piece();
                 return .parked;
             }
             response.drop_piece();
         }
         if (capi.PyErr_Occurred() != null) return error.Raised;
         return self.finish(crew);
+    }
+
+    /// The application has yielded an empty string. Whether it asked to be parked until an event
+    /// of its own; where that can't be, its thread waits here.
+    fn begin_suspension(self: *Bridge, crew: *Crew) bool {
+        const active = self.seats[crew.worker.index].active.?;
+        const suspension = suspend_module.take(active.call) orelse return false;
+        crew.reply.push();
+        if (self.may_park(crew)) {
+            crew.exchange.suspension = suspension;
+            return true;
+        }
+        const state = capi.PyEval_SaveThread();
+        active.call.timed_out = suspension.wait(crew.connection);
+        capi.PyEval_RestoreThread(state);
+        suspension.release(std.heap.c_allocator);
+        return false;
     }
 
     fn has_said_all(_: *Bridge, crew: *Crew) bool {
@@ -706,8 +737,9 @@ pub const Bridge = struct {
         try reply.finish();
     }
 
-    /// Calls `report(exception, method, target, client)`.
+    /// Calls `report(kind, message, exception, method, target, client, request_id)`.
     fn report_trouble(self: *Bridge, crew: *Crew, exception: ?*Object) void {
+        crew.lane.shard.app_exceptions.add(1);
         self.call_report(crew, exception) catch capi.PyErr_WriteUnraisable(self.report);
     }
 
@@ -724,6 +756,8 @@ pub const Bridge = struct {
         const address = core.sys.address_text(&crew.connection.address, &storage);
         const client = try capi.latin1(address);
         defer capi.drop(client);
+        const request_id = try capi.latin1(crew.exchange.request_id());
+        defer capi.drop(request_id);
         const end: ?*Object = null;
         const result = try capi.owned(capi.PyObject_CallFunctionObjArgs(
             self.report,
@@ -733,6 +767,7 @@ pub const Bridge = struct {
             method,
             target,
             client,
+            request_id,
             end,
         ));
         capi.drop(result);

@@ -7,6 +7,7 @@
 const std = @import("std");
 const core = @import("core");
 const capi = @import("capi.zig");
+const suspend_module = @import("suspend.zig");
 const Object = capi.Object;
 const Crew = core.server.Crew;
 const Reply = core.reply.Reply;
@@ -21,6 +22,11 @@ pub const Call = extern struct {
     busy: bool,
     /// The response waits for its client, so there is no worker but there is a request.
     is_parked: bool,
+    /// The last suspension ended by its time. This object is `x-wsgiorg.fdevent.timeout`, and this
+    /// is its truth value.
+    timed_out: bool,
+    /// Begins with the next empty string; a reference.
+    suspension: ?*core.suspension.Suspension,
 };
 
 var type_object: ?*capi.Type = null;
@@ -36,6 +42,9 @@ pub const Handles = struct {
     write: *Object,
     early_hints: *Object,
     client_disconnected: *Object,
+    suspend_response: *Object,
+    readable: *Object,
+    writable: *Object,
     step: *Object,
 
     /// `step_definition` is what runs inside the request's context.
@@ -48,6 +57,8 @@ pub const Handles = struct {
         call.crew = null;
         call.busy = false;
         call.is_parked = false;
+        call.timed_out = false;
+        call.suspension = null;
         const writer = try bound(call, &write_definition);
         call.write = writer;
         self.* = .{
@@ -56,6 +67,9 @@ pub const Handles = struct {
             .write = writer,
             .early_hints = try bound(call, &hints_definition),
             .client_disconnected = try bound(call, &disconnected_definition),
+            .suspend_response = try bound(call, &suspend_module.suspend_definition),
+            .readable = try bound(call, &suspend_module.readable_definition),
+            .writable = try bound(call, &suspend_module.writable_definition),
             .step = try bound(call, step_definition),
         };
         return self;
@@ -71,6 +85,9 @@ pub const Handles = struct {
         capi.drop(self.write);
         capi.drop(self.early_hints);
         capi.drop(self.client_disconnected);
+        capi.drop(self.suspend_response);
+        capi.drop(self.readable);
+        capi.drop(self.writable);
         capi.drop(self.step);
         capi.drop(&self.call.head);
         std.heap.c_allocator.destroy(self);
@@ -79,9 +96,15 @@ pub const Handles = struct {
     /// Whether the application has kept something of this request's. `holders` dicts of the server
     /// hold the callables that are in the environ.
     pub fn are_kept(self: *const Handles, holders: usize) bool {
-        return capi.is_shared(self.start_response) or capi.is_shared(self.write) or
-            capi.holders_of(self.early_hints) > holders + 1 or
-            capi.holders_of(self.client_disconnected) > holders + 1;
+        if (capi.is_shared(self.start_response) or capi.is_shared(self.write)) return true;
+        for ([_]*const Object{
+            self.early_hints,
+            self.client_disconnected,
+            self.suspend_response,
+            self.readable,
+            self.writable,
+        }) |callable| if (capi.holders_of(callable) > holders + 1) return true;
+        return false;
     }
 
     /// The request is over. A thread that is still writing has to let go first.
@@ -93,6 +116,7 @@ pub const Handles = struct {
             capi.PyEval_RestoreThread(state);
         }
         self.call.crew = null;
+        suspend_module.disarm(self.call);
     }
 };
 
@@ -315,13 +339,18 @@ const write_definition: capi.MethodDef = .{
     .doc = "write(bytes): sends a piece of the response body (PEP 3333)",
 };
 
+fn is_true(object: *Object) callconv(.c) c_int {
+    return @intFromBool(of(object).timed_out);
+}
+
 fn dealloc(object: *Object) callconv(.c) void {
     capi.deallocate(object);
 }
 
 const slots = [_]capi.Slot{
     capi.slot(capi.tp_dealloc, @ptrCast(&dealloc)),
-    capi.slot(capi.tp_doc, "One call of the application"),
+    capi.slot(capi.nb_bool, @ptrCast(&is_true)),
+    capi.slot(capi.tp_doc, "One call of the application; true after a wait that timed out"),
     capi.slot_end,
 };
 

@@ -189,6 +189,8 @@ pub fn slot(number: c_int, function: *const anyopaque) Slot {
 }
 
 pub const slot_end: Slot = .{ .slot = 0, .function = null };
+pub const nb_bool: c_int = 9;
+pub const tp_call: c_int = 50;
 pub const tp_dealloc: c_int = 52;
 pub const tp_doc: c_int = 56;
 pub const tp_iter: c_int = 62;
@@ -253,6 +255,7 @@ pub extern fn PyBytes_FromStringAndSize(?[*]const u8, ssize) ?*Object;
 pub extern fn PyBytes_AsStringAndSize(*Object, *[*]u8, *ssize) c_int;
 pub extern fn PyBytes_AsString(*Object) ?[*]u8;
 pub extern fn PyFloat_FromDouble(f64) ?*Object;
+pub extern fn PyFloat_AsDouble(*Object) f64;
 pub extern fn PyLong_FromLongLong(c_longlong) ?*Object;
 pub extern fn PyLong_AsLongLong(*Object) c_longlong;
 pub extern fn PyLong_AsSsize_t(*Object) ssize;
@@ -278,6 +281,7 @@ pub extern fn PyObject_HasAttr(*Object, *Object) c_int;
 pub extern fn PyObject_CallNoArgs(*Object) ?*Object;
 pub extern fn PyObject_CallFunctionObjArgs(*Object, ...) ?*Object;
 pub extern fn PyObject_CallMethodObjArgs(*Object, *Object, ...) ?*Object;
+pub extern fn PyObject_AsFileDescriptor(*Object) c_int;
 pub extern fn PyObject_GetIter(*Object) ?*Object;
 pub extern fn PyObject_Size(*Object) ssize;
 pub extern fn PyObject_IsInstance(*Object, *Object) c_int;

@@ -124,8 +124,6 @@ pub const Environs = struct {
     address: Cached = .{},
     other: []OtherKey,
     remotes: []Remote,
-    request_number: u64 = 0,
-    id_text: [32]u8,
 
     pub fn init(
         names: *const Names,
@@ -137,14 +135,7 @@ pub const Environs = struct {
             .bases = bases,
             .other = try core.pages.alloc(OtherKey, other_keys),
             .remotes = try core.pages.alloc(Remote, connections),
-            .id_text = random_id_text(),
         };
-    }
-
-    fn random_id_text() [32]u8 {
-        var random: [16]u8 = undefined;
-        std.crypto.random.bytes(&random);
-        return std.fmt.bytesToHex(random, .lower);
     }
 
     /// A template for a worker's requests at a listener.
@@ -159,6 +150,10 @@ pub const Environs = struct {
         const gone = handles.client_disconnected;
         try put(dict, keys.@"wsgi.early_hints", capi.new(handles.early_hints));
         try put(dict, keys.@"serve_zig.client_disconnected", capi.new(gone));
+        try put(dict, keys.@"x-wsgiorg.suspend", capi.new(handles.suspend_response));
+        try put(dict, keys.@"x-wsgiorg.fdevent.readable", capi.new(handles.readable));
+        try put(dict, keys.@"x-wsgiorg.fdevent.writable", capi.new(handles.writable));
+        try put(dict, keys.@"x-wsgiorg.fdevent.timeout", capi.new(&handles.call.head));
         return .{ .dict = dict };
     }
 
@@ -178,9 +173,14 @@ pub const Environs = struct {
         const environ = try capi.owned(capi.PyDict_Copy(template.dict));
         errdefer capi.drop(environ);
         if (longer) try self.put_other_fields(environ, crew.exchange);
+        if (crew.exchange.head.framing == .chunked) {
+            const trailers = try input_stream.create_trailers(input, &crew.exchange.body);
+            try put(environ, keys.@"serve_zig.trailers", trailers);
+        }
         if (input) |stream| try put(environ, keys.@"wsgi.input", capi.new(&stream.head));
-        try put(environ, keys.@"serve_zig.request_id", try self.request_id());
-        const queued: f64 = @floatFromInt(crew.worker.queued_ns);
+        const id = try capi.latin1(crew.exchange.request_id());
+        try put(environ, keys.@"serve_zig.request_id", id);
+        const queued: f64 = @floatFromInt(crew.exchange.record.waited_ns());
         const seconds = try capi.owned(capi.PyFloat_FromDouble(queued / std.time.ns_per_s));
         try put(environ, keys.@"serve_zig.queue_seconds", seconds);
         return environ;
@@ -230,18 +230,6 @@ pub const Environs = struct {
         };
         defer gpa.free(decoded);
         return capi.latin1(core.target.percent_decode(decoded, path));
-    }
-
-    /// 16 digits that tell processes apart and 16 that count the requests of this one.
-    fn request_id(self: *Environs) capi.Error!*Object {
-        self.request_number += 1;
-        var number = self.request_number;
-        var place: usize = self.id_text.len;
-        while (place > self.id_text.len / 2) : (number >>= 4) {
-            place -= 1;
-            self.id_text[place] = std.fmt.digitToChar(@intCast(number & 15), .lower);
-        }
-        return capi.latin1(&self.id_text);
     }
 
     fn set_remote(

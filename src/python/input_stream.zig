@@ -18,6 +18,8 @@ pub const InputStream = extern struct {
     ahead: ?*Object,
     /// How much of `ahead` has been given out.
     ahead_used: usize,
+    /// `serve_zig.trailers`, where they are still to come; a reference to a list.
+    trailers: ?*Object,
     /// A thread is reading.
     busy: bool,
     /// For requests without a body: always at its end, and one for all, having no state.
@@ -36,6 +38,7 @@ pub fn create(crew: *Crew) capi.Error!*InputStream {
     self.crew = crew;
     self.ahead = null;
     self.ahead_used = 0;
+    self.trailers = null;
     self.busy = false;
     self.is_empty = false;
     return self;
@@ -47,6 +50,7 @@ pub fn create_empty() capi.Error!*Object {
     self.crew = null;
     self.ahead = null;
     self.ahead_used = 0;
+    self.trailers = null;
     self.busy = false;
     self.is_empty = true;
     return &self.head;
@@ -71,6 +75,7 @@ fn of(object: ?*Object) *InputStream {
 fn dealloc(object: *Object) callconv(.c) void {
     const self = of(object);
     capi.drop_maybe(self.ahead);
+    capi.drop_maybe(self.trailers);
     capi.deallocate(object);
 }
 
@@ -120,7 +125,41 @@ fn read_once(self: *InputStream, destination: []u8) capi.Error!usize {
     );
     self.busy = true;
     defer self.busy = false;
-    return crew.read_body(destination) catch |err| return raise_read_error(err);
+    const count = crew.read_body(destination) catch |err| return raise_read_error(err);
+    if (self.trailers) |list| if (crew.exchange.body.complete) {
+        self.trailers = null;
+        defer capi.drop(list);
+        try add_trailers(list, crew.exchange.body.trailer_section());
+    };
+    return count;
+}
+
+/// A list of the trailer fields of a chunked body (RFC 9112 7.1.2), each a tuple of name and value;
+/// a new reference. Never merged into the environ's fields: they come after decisions were made by
+/// those (RFC 9110 6.5.1). It is filled when the body has been read.
+pub fn create_trailers(stream: ?*InputStream, body: *const core.body.Body) capi.Error!*Object {
+    const list = try capi.owned(capi.PyList_New(0));
+    errdefer capi.drop(list);
+    if (body.complete) {
+        try add_trailers(list, body.trailer_section());
+    } else if (stream) |one| {
+        one.trailers = capi.new(list);
+    }
+    return list;
+}
+
+fn add_trailers(list: *Object, section: []const u8) capi.Error!void {
+    var lines = std.mem.splitSequence(u8, section, "\r\n");
+    while (lines.next()) |line| {
+        // The decoder has checked them; only the last, after the last CRLF, has no colon.
+        const colon = std.mem.indexOfScalar(u8, line, ':') orelse continue;
+        const field = try capi.owned(capi.PyTuple_New(2));
+        defer capi.drop(field);
+        const value = std.mem.trim(u8, line[colon + 1 ..], " \t");
+        try capi.checked(capi.PyTuple_SetItem(field, 0, try capi.latin1(line[0..colon])));
+        try capi.checked(capi.PyTuple_SetItem(field, 1, try capi.latin1(value)));
+        try capi.checked(capi.PyList_Append(list, field));
+    }
 }
 
 /// What was read ahead and not given out yet.

@@ -43,6 +43,10 @@ pub fn raise_start_error(err: anyerror) capi.Error {
     switch (err) {
         error.Raised => {},
         error.OutOfMemory => _ = capi.PyErr_NoMemory(),
+        error.CannotOpen => return capi.raise(
+            capi.PyExc_OSError,
+            "the access log cannot be opened",
+        ),
         else => return capi.raise(
             capi.PyExc_OSError,
             "the system refused what the server needs to start (epoll or kqueue, a thread)",
@@ -59,6 +63,7 @@ pub fn read_options(comptime T: type, dict: *Object) capi.Error!T {
             return capi.raise(capi.PyExc_ValueError, "option missing: " ++ field.name);
         @field(options, field.name) = switch (field.type) {
             []const u8 => try read_text(value),
+            bool => try read_integer(u1, value, field.name) == 1,
             else => try read_integer(field.type, value, field.name),
         };
     }
@@ -167,6 +172,33 @@ pub fn wait(handle: ?*anyopaque, timeout: *Object) capi.Error!*Object {
     server.health.signalled.store(false, .release);
     if (failed) return error.Raised;
     return capi.boolean(server.outcome.load(.acquire) != .serving);
+}
+
+/// Opens log files anew; any thread, soon after.
+pub fn reopen_logs(handle: ?*anyopaque) capi.Error!*Object {
+    const server = try server_of(handle);
+    server.log.reopen();
+    return capi.none();
+}
+
+/// Writes out what is to be logged; no more is taken. Waits without the GIL, a second at the most.
+pub fn close_logs(handle: ?*anyopaque) capi.Error!*Object {
+    const server = try server_of(handle);
+    const state = capi.PyEval_SaveThread();
+    const is_written = server.log.close(core.log_writer.close_ms);
+    capi.PyEval_RestoreThread(state);
+    return capi.boolean(is_written);
+}
+
+pub fn metrics_text(handle: ?*anyopaque) capi.Error!*Object {
+    const server = try server_of(handle);
+    var writer: std.Io.Writer.Allocating = .init(gpa);
+    defer writer.deinit();
+    server.metrics.write(&writer.writer, .openmetrics_1_0, server.gauges()) catch {
+        _ = capi.PyErr_NoMemory();
+        return error.Raised;
+    };
+    return capi.latin1(writer.written());
 }
 
 pub fn status(handle: ?*anyopaque) capi.Error!*Object {

@@ -31,6 +31,20 @@ pub const Reactor = struct {
         return epoll.add(self.poll_fd, fd, events, token);
     }
 
+    /// Reports once that the descriptor is ready, or broken; it need not be a socket.
+    pub fn watch(
+        self: *Reactor,
+        fd: sys.Fd,
+        token: u64,
+        what: sys.WaitFor,
+    ) sys.RegisterError!void {
+        const events: u32 = switch (what) {
+            .readable => epoll.IN | epoll.RDHUP,
+            .writable => epoll.OUT,
+        };
+        return epoll.add(self.poll_fd, fd, events | epoll.ONESHOT, token);
+    }
+
     /// Before the descriptor is closed: a duplicate of it elsewhere (an application's child
     /// process) would keep the registration alive beyond `close`.
     pub fn unregister(self: *Reactor, fd: sys.Fd) void {

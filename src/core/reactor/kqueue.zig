@@ -38,6 +38,7 @@ const filter_write: i16 = -2;
 const filter_user: i16 = if (is_libkqueue) -11 else -10;
 const flag_add: u16 = 0x0001;
 const flag_delete: u16 = 0x0002;
+const flag_oneshot: u16 = 0x0010;
 const flag_clear: u16 = 0x0020;
 const flag_receipt: u16 = 0x0040;
 const flag_eof: u16 = 0x8000;
@@ -86,6 +87,24 @@ pub const Reactor = struct {
             .{ .ident = ident, .filter = filter_write, .flags = flags, .udata = token },
             .{ .ident = ident, .filter = filter_read, .flags = flags, .udata = token },
         });
+    }
+
+    /// Reports once that the descriptor is ready, or broken; it need not be a socket.
+    pub fn watch(
+        self: *Reactor,
+        fd: sys.Fd,
+        token: u64,
+        what: sys.WaitFor,
+    ) sys.RegisterError!void {
+        return self.change(&.{.{
+            .ident = @intCast(fd),
+            .filter = switch (what) {
+                .readable => filter_read,
+                .writable => filter_write,
+            },
+            .flags = flag_add | flag_oneshot,
+            .udata = token,
+        }});
     }
 
     /// Before the descriptor is closed: libkqueue does not notice that.
