@@ -15,23 +15,24 @@ from serve_zig.config import FILE_DEFAULT, Config
 from serve_zig.config import load as load_config
 from serve_zig.errors import EXIT_DRAINED, ConfigError, LauncherError
 from serve_zig.hooks import Hook
-from serve_zig.init_process import supervise
+from serve_zig.init_process import run_as_init
 from serve_zig.target import parse_target
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_COMMANDS_LATER = ("init", "schema", "migrate")
-
 # Each has options of its own, so it stands first on the command line.
-_COMMANDS = ("top",)
+_COMMANDS = ("init", "migrate", "schema", "top")
 
 # What a shell reports for a program that SIGINT ended.
 _EXIT_INTERRUPTED = 130
 
 _EPILOG = """\
 commands:
+  serve-zig init     write a serve.toml for the application of this folder
+  serve-zig migrate  print the serve.toml for a gunicorn.conf.py, uwsgi.ini or command
+  serve-zig schema   print the JSON Schema of serve.toml, for editors
   serve-zig top      show what a running server does, live in the terminal
 
 exit status:
@@ -87,7 +88,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="load the config and import the application, print the resolved config, exit",
     )
-    parser.add_argument("--reload", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--reload",
+        action="store_true",
+        help="development: restart the server when a source file changes",
+    )
     parser.add_argument(
         "--version", action="store_true", help="print the versions of serve-zig, Python and Zig"
     )
@@ -104,12 +109,14 @@ def _run(options: argparse.Namespace) -> int:
         return _print_version()
     if options.command:
         raise _unknown_command(options.command[0])
-    if options.reload:
-        raise ConfigError("--reload is not available yet; leave it out")
+    if options.reload and not options.check:
+        from serve_zig.reload import supervise
+
+        return supervise(options.config, options.overrides)
     config = load_config(options.config, options.overrides)
     if options.check:
         return _check(config)
-    status = supervise()
+    status = run_as_init()
     if status is not None:
         return status
     # Imported here: --check and the refusals need neither sockets nor threads.
@@ -120,17 +127,21 @@ def _run(options: argparse.Namespace) -> int:
 
 def _run_command(command: str, arguments: list[str]) -> int:
     # Each is imported where it is run: none costs the start of a server anything.
-    assert command == "top"
-    from serve_zig.top import main as command_main
-
+    match command:
+        case "init":
+            from serve_zig.init_command import main as command_main
+        case "migrate":
+            from serve_zig.migrate_command import main as command_main
+        case "top":
+            from serve_zig.top import main as command_main
+        case _:
+            from serve_zig.json_schema import main as command_main
     return command_main(arguments)
 
 
 def _unknown_command(command: str) -> ConfigError:
     if command in _COMMANDS:
         return ConfigError(f"the command {command} stands first: serve-zig {command}")
-    if command in _COMMANDS_LATER:
-        return ConfigError(f"the command {command} is not available yet; leave it out")
     if ":" in command:
         return ConfigError(
             f'"{command}" is not a command; name the application in the config file, or with '

@@ -77,6 +77,10 @@ class Config:
         assert isinstance(value, list), path
         return value
 
+    def value(self, path: str) -> Value:
+        """Return the value of a key, whatever its type."""
+        return self._values[path]
+
     def place(self, path: str) -> str:
         """Return where the key stands, and the key, as messages begin with it."""
         return f"{_place(self.file, self._text, path, path in self._overridden)}: {path}"
@@ -347,6 +351,12 @@ def _resolve(config: Config, values: dict[str, Value], written: set[str]) -> Non
                 f"limits.head allows, {size_text(head_bytes)}; the line is part of the head"
             )
         values["limits.request_line"] = head_bytes
+
+    if config.boolean("proxy.protocol") and not config.strings("proxy.trusted"):
+        problems.append(
+            f"{config.place('proxy.protocol')}: nobody is asked for a PROXY header, since "
+            "proxy.trusted is empty; name the proxies there"
+        )
     if problems:
         raise ConfigError(*problems)
 

@@ -25,7 +25,7 @@ _PASSED_ON = (
 )
 
 
-def supervise() -> int | None:
+def run_as_init() -> int | None:
     """As PID 1: start the server in a child and return its exit status when it has ended.
 
     Returns None in the child, and at once where this process is not PID 1: the caller serves then.

@@ -9,6 +9,7 @@ import re
 
 from serve_zig import toml_format
 from serve_zig.addresses import AddressError, parse_address
+from serve_zig.networks import NetworkError, parse_network
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -313,6 +314,44 @@ class Addresses(Kind):
                 raise UnsuitableError(f"{toml_format.string(text)} is given twice; remove one")
             addresses.append(text)
         return addresses
+
+    def to_toml(self, value: Value) -> str:
+        """Return an array of basic strings."""
+        assert isinstance(value, list)
+        return toml_format.strings(value)
+
+
+class Networks(Kind):
+    """Any number of addresses, CIDR ranges and the word "unix", none twice."""
+
+    name = "string or list of strings"
+    allowed = (
+        'one string or a list of strings: addresses, CIDR ranges such as "10.0.0.0/8", or "unix"'
+    )
+
+    def parse(self, value: object) -> list[str]:
+        """Return the networks as a list, each in its shortest form; commas separate, too."""
+        texts = value.split(",") if isinstance(value, str) and value else value
+        if not isinstance(texts, list):
+            raise self.unsuitable(value)
+        networks: list[str] = []
+        for text in texts:
+            if not isinstance(text, str):
+                raise UnsuitableError(
+                    f"found {toml_format.describe(text)} in the list; allowed is {self.allowed}"
+                )
+            try:
+                network = parse_network(text.strip(" "))
+            except NetworkError as error:
+                raise UnsuitableError(str(error)) from None
+            if network in networks:
+                raise UnsuitableError(f"{toml_format.string(network)} is given twice; remove one")
+            networks.append(network)
+        return networks
+
+    def from_text(self, text: str) -> list[str]:
+        """Return the networks that the text names, separated by commas; none if it is empty."""
+        return self.parse(text) if text.strip(" ") else []
 
     def to_toml(self, value: Value) -> str:
         """Return an array of basic strings."""

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 
+from serve_zig import cgroup
 from serve_zig.admin import Admin
 from serve_zig.application import load
 from serve_zig.config import ACCESS_WORDS
@@ -26,10 +27,11 @@ from serve_zig.errors import (
     StartInterruptedError,
 )
 from serve_zig.hooks import Hook
-from serve_zig.kinds import MEBIBYTE
+from serve_zig.kinds import MEBIBYTE, size_text
 from serve_zig.listeners import Listener, close_listeners, open_listeners
 from serve_zig.logging import LEVELS, Log
 from serve_zig.memory import resident_bytes
+from serve_zig.notices import text_of
 from serve_zig.signals import Signals
 from serve_zig.stacks import stack_of
 from serve_zig.target import parse_target
@@ -131,6 +133,7 @@ def serve(config: Config) -> int:
         diagnosis = Diagnosis(server, workers.threads, log, raises)
         admin.serve(server, diagnosis)
         _say_hello(config, listeners, admin, log)
+        _say_surroundings(config, log)
         limit = int(options["requests_limit"])
         run = _Run(server, workers, diagnosis, listeners, signals, log, config, limit)
         status = run.wait()
@@ -189,6 +192,21 @@ def _shut_down(shutdown: Hook, status: int, seconds: float, log: Log) -> int:
     return status
 
 
+def _say_surroundings(config: Config, log: Log) -> None:
+    """Log what explains later what is seen: the container's limits, and where uploads go."""
+    limits = cgroup.read()
+    log.info(f"{limits}; neither changes concurrency.threads")
+    if limits.hint():
+        log.info(limits.hint())
+    directory = temporary_directory()
+    if not os.access(directory, os.W_OK | os.X_OK):
+        body_memory = size_text(config.integer("limits.body_memory"))
+        log.warning(
+            f"no temporary directory can be written to ({directory} and others): a request body "
+            f"past limits.body_memory ({body_memory}) is answered 500; mount one, or set TMPDIR"
+        )
+
+
 def core_server() -> type[Server]:
     """Return the extension module's Server; raise LauncherError where the module is missing."""
     try:
@@ -225,6 +243,9 @@ def core_options(config: Config, connections: int) -> dict[str, int | bool | str
         config.integer("limits.requests"), config.integer("limits.requests_jitter")
     )
     options["in_band"] = config.text("admin.in_band")
+    options["proxy_trusted"] = ",".join(config.strings("proxy.trusted"))
+    options["proxy_headers"] = config.text("proxy.headers")
+    options["proxy_protocol"] = config.boolean("proxy.protocol")
     options["temporary_directory"] = temporary_directory()
     access = config.text("log.access")
     options["access_log"] = "" if access == "off" else access
@@ -341,6 +362,7 @@ class _Run:
     def wait(self) -> int:
         """Wait for the end, acting on signals and limits, and return the exit status."""
         while not self._server.wait(self._timeout_ms()):
+            self._tell_notices()
             if self._signals.take_reopening():
                 self._server.reopen_logs()
                 self._log.info("SIGHUP: log files are opened anew")
@@ -367,6 +389,10 @@ class _Run:
             return self._time_out()
         self._log.info("drained; the server ends")
         return EXIT_DRAINED
+
+    def _tell_notices(self) -> None:
+        while (notice := self._server.take_notice()) is not None:
+            self._log.warning(text_of(*notice))
 
     def _diagnose(self) -> None:
         try:

@@ -19,6 +19,7 @@ from serve_zig.kinds import (
     Integer,
     Kind,
     Mode,
+    Networks,
     Paths,
     Seconds,
     Size,
@@ -296,13 +297,28 @@ KEYS: tuple[Key, ...] = (
         'once; "answer" answers 504 as well; "raise" raises serve_zig.RequestTimeout inside the '
         "handler as well.",
     ),
-    _later(
+    Key(
         "proxy.trusted",
-        "[]",
-        'Addresses and CIDR ranges, or "unix"; only from these are forwarded fields believed.',
+        Networks(),
+        [],
+        'Addresses and CIDR ranges of proxies, or "unix" for whoever connects to a unix socket. '
+        "Forwarded fields are believed only from these; those of any other peer are stripped, so "
+        "that the application does not get them either (docs/PROXIES.md).",
     ),
-    _later("proxy.headers", '"x-forwarded"', 'Which fields: "x-forwarded", or "forwarded".'),
-    _later("proxy.protocol", "false", "PROXY protocol v1 and v2, required from trusted peers."),
+    Key(
+        "proxy.headers",
+        Choice("x-forwarded", "forwarded"),
+        "x-forwarded",
+        "Which fields the trusted proxies set: X-Forwarded-For, -Proto, -Host, -Port and -Prefix, "
+        "or Forwarded (RFC 7239). The other kind is stripped.",
+    ),
+    Key(
+        "proxy.protocol",
+        Boolean(),
+        False,
+        "Trusted peers begin each connection with a header of the PROXY protocol, version 1 or 2; "
+        "one that does not is closed. Other peers may not send one.",
+    ),
     Key(
         "log.level",
         Choice("error", "warning", "info"),

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 class Signals:
     """The signals that have come. ``stops`` are SIGTERM and SIGINT, in order."""
 
+    obeys_interrupt = True
+    """False under a supervisor, which gets the terminal's SIGINT too and passes SIGTERM on."""
+
     def __init__(self) -> None:
         self.stops: list[str] = []
         self._is_reopening = False
@@ -36,7 +39,8 @@ class Signals:
         """
         self._dump = dump
         signal.signal(signal.SIGTERM, self._stop)
-        signal.signal(signal.SIGINT, self._stop)
+        if self.obeys_interrupt:
+            signal.signal(signal.SIGINT, self._stop)
         signal.signal(signal.SIGHUP, self._reopen)
         signal.signal(signal.SIGUSR1, self._dump_later)
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)

@@ -72,6 +72,11 @@ pub const Server = py.class(struct {
         return object(server_object.wait(self.handle, @ptrCast(args.timeout_ms.py)));
     }
 
+    /// Something for the log, as (kind, address of a client), or None; `wait` returns for one.
+    pub fn take_notice(self: *const Self) !py.PyObject {
+        return object(server_object.take_notice(self.handle));
+    }
+
     /// Opens log files anew, after they were moved away.
     pub fn reopen_logs(self: *const Self) !py.PyObject {
         return object(server_object.reopen_logs(self.handle));

@@ -23,11 +23,10 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 APPLICATIONS = Path(__file__).resolve().parent / "applications"
 
 # What may never stand in the log, whatever the application did: a Zig panic, a crash, an
-# exception that Python could only print, or a frame of the launcher in a user's traceback.
-CRASHES = re.compile(
-    r"panic: |Segmentation fault|Fatal Python error|Exception in thread|Exception ignored in"
-    r"|/serve_zig/\w+\.py\""
-)
+# exception that Python could only print, or a frame of the launcher in a user's traceback. The
+# last two are all that is left to say when there is no memory even for the log.
+CRASHES = re.compile(r"panic: |Segmentation fault|Fatal Python error|Exception in thread")
+UNRAISABLE = re.compile(r"Exception ignored in|/serve_zig/\w+\.py\"")
 TRACEBACK = "Traceback (most recent call last)"
 
 
@@ -50,6 +49,7 @@ class Server:
         self.folder = folder
         self.binds = list(binds)
         self.errors_expected = False
+        self.has_memory = True
         self.exit_status: int | None = None
         self._log_start = 0
         with open(folder / "stdout", "wb") as stdout, open(folder / "stderr", "wb") as stderr:
@@ -81,11 +81,21 @@ class Server:
         return f"http://127.0.0.1:{self.port}"
 
     def connect(
-        self, bind: str | None = None, *, timeout: float = 10.0, receive_buffer: int = 0
+        self,
+        bind: str | None = None,
+        *,
+        timeout: float = 10.0,
+        receive_buffer: int = 0,
+        source: str = "",
     ) -> Connection:
-        """Open a raw connection to the first listener, or to another one."""
+        """Open a raw connection to the first listener, or to another one.
+
+        `source` is the address that it comes from; on Linux all of 127.0.0.0/8 is there.
+        """
         family, address = address_of(bind or self.binds[0])
-        return Connection(family, address, timeout=timeout, receive_buffer=receive_buffer)
+        return Connection(
+            family, address, timeout=timeout, receive_buffer=receive_buffer, source=source
+        )
 
     def raw(self, data: bytes, *, timeout: float = 10.0, half_close: bool = False) -> bytes:
         """Send data on a new connection and return all that comes until the server closes."""
@@ -164,6 +174,12 @@ class Server:
         assert found is not None, status
         return int(found[1]) * 1024
 
+    def cpu_seconds(self) -> float:
+        """Return the processor time that the process has used, its own and the kernel's for it."""
+        text = Path(f"/proc/{self.process.pid}/stat").read_text("ascii", "replace")
+        fields = text[text.rindex(")") + 2 :].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     # Its end
 
     def send_signal(self, number: signal.Signals) -> None:
@@ -213,6 +229,8 @@ class Server:
             if self.exit_status is not None:
                 raise AssertionError(f"the server died with {self.exit_status}:\n{self.log()}")
         crash = CRASHES.search(self.test_log())
+        if crash is None and self.has_memory:
+            crash = UNRAISABLE.search(self.test_log())
         assert crash is None, f"{crash and crash[0]!r} in the log:\n{self.test_log()}"
         if not self.errors_expected:
             assert TRACEBACK not in self.test_log(), f"a traceback:\n{self.test_log()}"
@@ -251,14 +269,16 @@ class Servers:
         arguments: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
         pass_fds: Sequence[int] = (),
+        prefix: Sequence[str] = (),
         wait: bool = True,
     ) -> Server:
         """Start `serve-zig` with a configuration and return when it accepts.
 
         `config` is TOML text or a nested mapping, laid over what every test needs. `files` are
         written beside it; with Python files among them that folder becomes `app.directory`.
-        `config_file` is served as it stands instead, but for the address. `wait=False` returns
-        at once, for a server that is not expected to start.
+        `config_file` is served as it stands instead, but for the address. `prefix` is a command
+        that becomes the server, such as `sh -c 'ulimit -n 99; exec "$@"' sh`. `wait=False`
+        returns at once, for a server that is not expected to start.
         """
         folder = self._new_folder()
         for name, content in (files or {}).items():
@@ -271,7 +291,7 @@ class Servers:
         while True:
             attempt += 1
             bind = f"127.0.0.1:{free_port()}"
-            command = [sys.executable, "-m", "serve_zig", "-c"]
+            command = [*prefix, sys.executable, "-m", "serve_zig", "-c"]
             if config_file is None:
                 defaults = {
                     "app": {"target": app, "directory": str(folder if own_files else APPLICATIONS)},

@@ -77,8 +77,12 @@ def test_admin_on_a_unix_socket(serve: Servers) -> None:
         path = Path(folder) / "admin.sock"
         server = serve("echo:app", {"admin": {"bind": f"unix:{path}"}})
         with Connection(socket.AF_UNIX, str(path)) as connection:
-            connection.send(get("/readyz"))
-            assert connection.response().body == b"ready\n"
+
+            def is_ready() -> bool:
+                connection.send(get("/readyz"))
+                return connection.response().body == b"ready\n"
+
+            wait_until(is_ready, 5, lambda: "not ready")
         assert server.stop() == 0
         assert not path.exists()
 

@@ -167,6 +167,24 @@ def test_stream_that_hangs_cannot_be_answered(serve: Servers) -> None:
     assert "504" not in log_lines(server)[0]
 
 
+def test_suspended_response_does_not_count(serve: Servers) -> None:
+    """It holds no thread while it waits for its event."""
+    server, admin = serve_overdue(serve, "answer")
+    assert server.exchange(get("/suspended?0.8")).body == b"resumed"
+    assert timeouts(admin) == 0
+
+
+def test_response_that_is_suspended_too_late(serve: Servers) -> None:
+    """The client has its 504; the iterable is closed and its connection ends."""
+    server, _ = serve_overdue(serve, "answer")
+    with server.connect() as connection:
+        connection.send(get("/suspend?0.8"))
+        assert connection.response().status == 504
+        connection.expect_close()
+    server.wait_event("ended")
+    assert server.exchange(get("/")).status == 200
+
+
 def test_slow_upload_does_not_count(serve: Servers) -> None:
     """A handler that waits for its client is bounded by timeouts.body."""
     server, admin = serve_overdue(serve, "answer")

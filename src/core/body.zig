@@ -17,6 +17,25 @@ pub const Limits = struct {
     memory_bytes_max: usize,
     timeout_ms: u64,
     temporary_directory: []const u8,
+    /// Null: as many streamed bodies as come.
+    streams: ?*Streams = null,
+};
+
+/// A streamed body holds a thread for as long as its client takes, which no other client may feel:
+/// so many at once are streamed, and the others gathered. Any thread.
+pub const Streams = struct {
+    max: u32,
+    count: std.atomic.Value(u32) = .init(0),
+
+    fn begin(self: *Streams) bool {
+        if (self.count.fetchAdd(1, .monotonic) < self.max) return true;
+        self.end();
+        return false;
+    }
+
+    fn end(self: *Streams) void {
+        _ = self.count.fetchSub(1, .monotonic);
+    }
 };
 
 /// What a thread does before and after it waits: give the GIL away and take it back. What `leave`
@@ -32,10 +51,10 @@ pub const Interlude = struct {
     }
 };
 
-pub const TakeError = chunked.Error || sys.FileError || error{ TooLarge, OutOfMemory };
+pub const TakeError = chunked.Error || sys.OpenError || error{TooLarge};
 pub const ReadError = TakeError || error{ ClientGone, TimedOut };
 
-const continue_head = "HTTP/1.1 100 Continue\r\n\r\n";
+pub const continue_head = "HTTP/1.1 100 Continue\r\n\r\n";
 /// First memory for a body whose length is not known.
 const growing_bytes_first = 16 * 1024;
 /// Of the fields after a chunked body.
@@ -64,8 +83,10 @@ pub const Body = struct {
     trailers: []u8 = &.{},
     /// How far the application has read.
     position: u64 = 0,
-    /// The client waits for 100 (Continue).
+    /// The client waits for 100 (Continue): whoever reads the body sends it.
     continue_due: bool = false,
+    /// Where a streamed body is counted.
+    streams: ?*Streams = null,
 
     const Mode = enum { none, gathered, streamed };
     /// `mapped` memory costs nothing before bytes come, whatever a client announces, and goes back
@@ -76,6 +97,7 @@ pub const Body = struct {
         self.free_memory(gpa);
         if (self.file != sys.no_fd) sys.close(self.file);
         gpa.free(self.trailers);
+        if (self.streams) |streams| streams.end();
     }
 
     fn free_memory(self: *Body, gpa: std.mem.Allocator) void {
@@ -119,9 +141,9 @@ pub const Body = struct {
         self.complete = self.decoder == null and self.remaining == 0;
         if (self.complete) return;
         const nothing_came = exchange.received == head.head_bytes;
-        if (head.expect == .continue_100 and nothing_came) {
+        self.continue_due = head.expect == .continue_100 and nothing_came;
+        if (self.continue_due and self.begin_stream(limits)) {
             self.mode = .streamed;
-            self.continue_due = true;
             return exchange.ensure_space(gpa, receive_bytes_min);
         }
         self.mode = .gathered;
@@ -129,6 +151,13 @@ pub const Body = struct {
         const bytes: usize = @intCast(@min(self.remaining, limits.memory_bytes_max));
         self.memory = try pages.alloc(u8, bytes);
         self.storage = .mapped;
+    }
+
+    fn begin_stream(self: *Body, limits: *const Limits) bool {
+        const streams = limits.streams orelse return true;
+        if (!streams.begin()) return false;
+        self.streams = streams;
+        return true;
     }
 
     fn fits_in_place(self: *const Body, exchange: *const Exchange) bool {
@@ -278,7 +307,7 @@ pub const Body = struct {
         exchange.received = self.cursor;
     }
 
-    fn write_to_file(self: *Body, bytes: []const u8, limits: *const Limits) sys.FileError!void {
+    fn write_to_file(self: *Body, bytes: []const u8, limits: *const Limits) sys.OpenError!void {
         if (self.file == sys.no_fd) self.file = try sys.open_unlinked(limits.temporary_directory);
         try sys.write_all_at(self.file, bytes, self.file_length);
         self.file_length += bytes.len;

@@ -9,7 +9,14 @@ pub const predictor = @import("predictor.zig");
 pub const scheduler = @import("scheduler.zig");
 pub const pages = @import("pages.zig");
 pub const fields = @import("fields.zig");
+pub const framing = @import("framing.zig");
+pub const host = @import("host.zig");
 pub const target = @import("target.zig");
+pub const cidr = @import("cidr.zig");
+pub const forwarded = @import("forwarded.zig");
+pub const proxy_header = @import("proxy_header.zig");
+pub const proxies = @import("proxies.zig");
+pub const notices = @import("notices.zig");
 pub const chunked = @import("chunked.zig");
 pub const in_flight = @import("in_flight.zig");
 pub const access_log = @import("access_log.zig");
@@ -41,4 +48,5 @@ test {
     _ = @import("scheduler_test.zig");
     _ = @import("server_test.zig");
     _ = @import("admin_test.zig");
+    _ = @import("proxies_test.zig");
 }

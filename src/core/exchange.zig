@@ -6,6 +6,7 @@
 //! whoever owns the connection. The pool: any thread, under its mutex.
 
 const std = @import("std");
+const forwarded = @import("forwarded.zig");
 const request_head = @import("request_head.zig");
 const sys = @import("sys.zig");
 const pages = @import("pages.zig");
@@ -31,6 +32,8 @@ pub const Exchange = struct {
     received: u32 = 0,
     /// Where this request ends in `bytes`; what follows belongs to the next one.
     request_end: u32 = 0,
+    /// What trusted proxies said of the client; null of a peer that is not trusted.
+    claims: ?forwarded.Claims = null,
     body: Body = .{},
     output: Output = .{},
     /// The response is not finished and its producer has given its thread back: what the
@@ -129,6 +132,7 @@ pub const Exchange = struct {
         std.mem.copyForwards(u8, self.bytes[0..rest.len], rest);
         self.received = @intCast(rest.len);
         self.request_end = 0;
+        self.claims = null;
         self.head.reset();
     }
 
@@ -369,6 +373,7 @@ pub const Pool = struct {
             self.gpa.free(exchange.head.field_lines);
             exchange.head.field_lines = &.{};
         }
+        exchange.claims = null;
         exchange.head.reset();
         self.put_back(exchange);
     }

@@ -10,6 +10,8 @@ const sys = @import("sys.zig");
 const pages = @import("pages.zig");
 const chunked = @import("chunked.zig");
 const predictor = @import("predictor.zig");
+const forwarded = @import("forwarded.zig");
+const proxy_header = @import("proxy_header.zig");
 const date_module = @import("date.zig");
 const refusal_module = @import("refusal.zig");
 const request_head = @import("request_head.zig");
@@ -35,14 +37,14 @@ pub const listeners_max = 64;
 /// How long a client that was refused may take to read why.
 const linger_ms = 2000;
 /// How long to wait for descriptors after the kernel had none, if no connection closes before.
-const accept_pause_ms = 1000;
+const accept_pause_ms = 100;
 /// Tokens of listeners have this bit; those of connections have neither (a generation has 30 bits).
 const listener_bit: u64 = 1 << 63;
 /// Tokens of descriptors that a suspended response waits for: the connection's, with this bit.
 const watch_bit: u64 = 1 << 62;
 /// How long a client that has closed its sending side may still wait for a response that is
 /// suspended: it may have left, and nothing will be sent that could show it.
-const patience_ms = 1000;
+const half_closed_ms = 1000;
 
 /// For how long after a drain begins handshakes that are under way may end; the round trip to a
 /// client near by.
@@ -248,6 +250,7 @@ pub const Poller = struct {
     fn proceed(self: *Poller, connection: *Connection, writable: bool, broken: bool) void {
         switch (connection.state) {
             .free, .queued, .running, .closing => {},
+            .reading_proxy_header => if (connection.unread) self.read_proxy_header(connection),
             .reading_head => if (connection.unread) self.read_head(connection),
             .reading_body => if (connection.unread) self.read_body(connection),
             .writing => if (broken) {
@@ -330,7 +333,7 @@ pub const Poller = struct {
     }
 
     fn limit_suspension(self: *Poller, connection: *Connection) void {
-        connection.deadline_ms = @min(connection.deadline_ms, self.now_ms + patience_ms);
+        connection.deadline_ms = @min(connection.deadline_ms, self.now_ms + half_closed_ms);
         self.deadlines.ensure(connection.index, connection.deadline_ms);
     }
 
@@ -413,14 +416,7 @@ pub const Poller = struct {
     /// False when there is nothing more to accept for now.
     fn accept_one(self: *Poller, listener: *Listener, index: u8) bool {
         if (self.slots.in_use == self.slots.connections.len) {
-            if (!sys.wait_ready(listener.fd, .readable, 0)) {
-                // Nobody waits, so nobody has to go.
-                listener.unread = false;
-                return false;
-            }
-            const idle = self.find_idle() orelse return false;
-            self.mark_closing(idle);
-            self.close_marked();
+            if (!self.make_room(listener)) return false;
         }
         const accepted = sys.accept(listener.fd) catch |err| switch (err) {
             error.WouldBlock => {
@@ -428,13 +424,35 @@ pub const Poller = struct {
                 return false;
             },
             error.ConnectionGone => return true,
-            error.DescriptorsExhausted, error.OutOfMemory, error.Unexpected => {
-                self.accept_after_ms = self.now_ms + accept_pause_ms;
-                return false;
+            error.DescriptorsExhausted => again: {
+                if (!self.make_room(listener)) {
+                    return if (listener.unread) self.pause_accepting() else false;
+                }
+                break :again sys.accept(listener.fd) catch return self.pause_accepting();
             },
+            error.OutOfMemory, error.Unexpected => return self.pause_accepting(),
         };
         self.adopt(accepted, index);
         return true;
+    }
+
+    /// Closes what has ended, or else the connection that has been idle longest, for a client in
+    /// the backlog. False when none is idle, or nobody waits, so that nobody has to go: accept(2)
+    /// finds out that there are no descriptors before it looks for a client.
+    fn make_room(self: *Poller, listener: *Listener) bool {
+        if (!sys.may_be_ready(listener.fd, .readable)) {
+            listener.unread = false;
+            return false;
+        }
+        if (self.closing == null) self.mark_closing(self.find_idle() orelse return false);
+        self.close_marked();
+        return true;
+    }
+
+    /// Always false, as `accept_one`.
+    fn pause_accepting(self: *Poller) bool {
+        self.accept_after_ms = self.now_ms + accept_pause_ms;
+        return false;
     }
 
     fn adopt(self: *Poller, accepted: sys.Accepted, listener: u8) void {
@@ -445,8 +463,15 @@ pub const Poller = struct {
         connection.state = .reading_head;
         connection.active_ns = sys.monotonic_ns();
         _ = self.server.connection_count.fetchAdd(1, .monotonic);
+        var patience_ms = self.server.options.keep_alive_timeout_ms;
+        const proxies = &self.server.proxies;
+        connection.trusted = proxies.trusts(&accepted.address);
+        if (connection.trusted and proxies.protocol) {
+            connection.state = .reading_proxy_header;
+            patience_ms = self.server.options.head_timeout_ms;
+        }
+        self.set_deadline(connection, patience_ms);
         self.lane.shard.accepted.add(1);
-        self.set_deadline(connection, self.server.options.keep_alive_timeout_ms);
         self.reactor.register(accepted.fd, connection.token()) catch {
             self.mark_closing(connection);
         };
@@ -456,7 +481,7 @@ pub const Poller = struct {
     /// event of that one is on its way: it may have a request, or have ended and make room itself.
     fn find_idle(self: *const Poller) ?*Connection {
         const connection = self.find_longest_idle() orelse return null;
-        if (!sys.wait_ready(connection.fd, .readable, 0)) return connection;
+        if (!sys.may_be_ready(connection.fd, .readable)) return connection;
         connection.unread = true; // so that it does not stand in the way again
         return null;
     }
@@ -466,10 +491,51 @@ pub const Poller = struct {
         for (self.slots.touched()) |*connection| {
             if (connection.fd == sys.no_fd) continue;
             if (connection.turn.load(.seq_cst) & Turn.worker != 0) continue;
-            if (!connection.is_idle() or connection.unread) continue;
+            // Who was answered for the last time and only has not closed yet counts as idle.
+            if (!connection.is_idle() and connection.state != .lingering) continue;
+            if (connection.unread) continue;
             if (found == null or connection.active_ns < found.?.active_ns) found = connection;
         }
         return found;
+    }
+
+    // ---- Reading a PROXY header ----------------------------------------------------------------
+
+    fn read_proxy_header(self: *Poller, connection: *Connection) void {
+        const exchange = connection.exchange orelse self.server.pool.acquire() catch {
+            return self.mark_closing(connection);
+        };
+        connection.exchange = exchange;
+        comptime std.debug.assert(proxy_header.bytes_max < exchange_module.buffer_bytes);
+        while (true) {
+            const count = self.receive(connection, exchange.bytes[exchange.received..]) orelse
+                return;
+            exchange.received += @intCast(count);
+            if (count > 0 and self.take_proxy_header(connection, exchange)) return;
+            if (!connection.unread) break;
+        }
+        if (connection.hangup) {
+            self.mark_closing(connection);
+        } else if (exchange.received == 0) {
+            self.server.pool.release(exchange);
+            connection.exchange = null;
+        }
+    }
+
+    /// True when the connection has left the state of reading a PROXY header.
+    fn take_proxy_header(self: *Poller, connection: *Connection, exchange: *Exchange) bool {
+        var parser: proxy_header.Parser = .{};
+        const complete = parser.feed(exchange.bytes[0..exchange.received]) catch {
+            // No answer: who speaks is not known, nor whether it is HTTP.
+            self.server.notify(.proxy_header_missing, &connection.address);
+            self.mark_closing(connection);
+            return true;
+        };
+        if (!complete) return false;
+        self.server.proxies.introduce(connection, parser.source);
+        exchange.request_end = parser.header_bytes;
+        self.next_request(connection);
+        return true;
     }
 
     // ---- Reading a head ------------------------------------------------------------------------
@@ -556,6 +622,10 @@ pub const Poller = struct {
             self.refuse(connection, 501, "connect");
             return true;
         }
+        if (connection.trusted) self.server.proxies.read_claims(exchange) catch |err| {
+            self.refuse(connection, 400, forwarded.reason_of(err));
+            return true;
+        };
         if (self.server.options.in_band.len > 0) {
             if (self.answer_probe(connection, exchange)) return true;
         }
@@ -585,6 +655,12 @@ pub const Poller = struct {
             return self.refuse_body(connection, err);
         };
         if (body.complete or body.mode == .streamed) return self.make_ready(connection, exchange);
+        if (body.continue_due) {
+            body.continue_due = false;
+            // Nothing was sent since the last response left whole: it fits, or the client is gone.
+            const sent = sys.send(connection.fd, body_module.continue_head) catch 0;
+            if (sent != body_module.continue_head.len) return self.mark_closing(connection);
+        }
         connection.state = .reading_body;
         exchange.record.timing.pass(.head, self.now_ns);
         body.take_buffered(exchange, server.gpa, self.scratch, &server.body_limits) catch |err| {
@@ -628,6 +704,7 @@ pub const Poller = struct {
         switch (err) {
             error.TooLarge => self.refuse(connection, 413, "body_too_large"),
             error.OutOfMemory => self.refuse(connection, 503, "out_of_memory"),
+            error.DescriptorsExhausted => self.refuse(connection, 503, "no_descriptors"),
             error.NoSpace => self.refuse(connection, 507, "no_space_for_body"),
             error.Unexpected => self.refuse(connection, 500, "temporary_file"),
             else => |bad| {
@@ -643,14 +720,19 @@ pub const Poller = struct {
     fn make_ready(self: *Poller, connection: *Connection, exchange: *Exchange) void {
         connection.state = .queued;
         connection.route = predictor.route_of(exchange.head.path.of(exchange.bytes));
+        self.give_turn(connection);
+        self.complete[self.complete_count] = connection;
+        self.complete_count += 1;
+        if (self.complete_count == self.complete.len) self.submit();
+    }
+
+    /// From here the connection is the workers'.
+    fn give_turn(self: *Poller, connection: *Connection) void {
         // A worker may set any deadline from its own time on, without telling the heap.
         const options = &self.server.options;
         const soonest = @min(options.keep_alive_timeout_ms, options.write_timeout_ms);
         self.deadlines.ensure(connection.index, self.now_ms + soonest);
         connection.turn.store(Turn.worker, .release);
-        self.complete[self.complete_count] = connection;
-        self.complete_count += 1;
-        if (self.complete_count == self.complete.len) self.submit();
     }
 
     fn submit(self: *Poller) void {
@@ -703,7 +785,8 @@ pub const Poller = struct {
             .reading_body => .body,
             .queued => .queue,
             .suspended => .app,
-            .free, .reading_head, .running, .writing, .lingering, .closing => .head,
+            .reading_proxy_header, .reading_head => .head,
+            .free, .running, .writing, .lingering, .closing => .head,
         };
     }
 
@@ -759,7 +842,7 @@ pub const Poller = struct {
         self.end_suspension(connection, exchange);
         self.has_resumed = true;
         connection.state = .queued;
-        connection.turn.store(Turn.worker, .release);
+        self.give_turn(connection);
         self.server.scheduler.submit_begun(connection);
     }
 
@@ -849,6 +932,7 @@ pub const Poller = struct {
             sys.close(connection.fd);
             if (connection.exchange) |exchange| self.server.pool.release(exchange);
             self.slots.release(connection);
+            self.accept_after_ms = 0; // there is a descriptor again
             _ = self.server.connection_count.fetchSub(1, .monotonic);
         }
     }
@@ -885,6 +969,7 @@ pub const Poller = struct {
 
     fn time_out(self: *Poller, connection: *Connection) void {
         switch (connection.state) {
+            .reading_proxy_header => self.mark_closing(connection),
             .reading_head => if (connection.exchange == null) {
                 self.mark_closing(connection);
             } else {
@@ -922,9 +1007,12 @@ pub const Poller = struct {
             if (connection.turn.load(.acquire) & Turn.worker != 0) continue;
             self.shorten_deadline(connection);
             self.deadlines.ensure(connection.index, connection.deadline_ms);
-            if (connection.state != .reading_head) continue;
             // A request that came but was not read yet is answered.
-            self.read_head(connection);
+            switch (connection.state) {
+                .reading_head => self.read_head(connection),
+                .reading_proxy_header => self.read_proxy_header(connection),
+                else => continue,
+            }
             if (self.complete_count == self.complete.len) self.submit();
         }
     }
@@ -961,14 +1049,14 @@ pub const Poller = struct {
         const receive_by_ms = self.drain_began_ms + drain_receive_ms;
         const limit_ms = switch (connection.state) {
             // One that begins late has a moment all the same.
-            .reading_head => if (connection.exchange == null)
+            .reading_proxy_header, .reading_head => if (connection.exchange == null)
                 return
             else
                 @max(receive_by_ms, self.now_ms + late_head_ms),
             .reading_body => receive_by_ms,
             // A client that has sent all that it wanted to needs no time to stop sending.
             .lingering => if (!connection.came_whole) return else self.now_ms + drain_linger_ms,
-            .free, .queued, .running, .writing, .closing => return,
+            .free, .queued, .running, .suspended, .writing, .closing => return,
         };
         connection.deadline_ms = @min(connection.deadline_ms, limit_ms);
     }

@@ -27,6 +27,7 @@ const own = [_]Entry{
     .{ "queue_full", .shed },
     .{ "queue_timeout", .shed },
     .{ "out_of_memory", .shed },
+    .{ "no_descriptors", .shed },
     .{ "no_space_for_body", .shed },
     .{ "temporary_file", .shed },
     .{ "head_timeout", .timeout },

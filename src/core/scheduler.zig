@@ -430,11 +430,11 @@ pub fn Scheduler(comptime Host: type) type {
         }
 
         /// Whether the worker goes on with a request of its own list. New ones take turns with
-        /// those, unless another worker is there for them.
+        /// those, unless another worker is there for them, or it is not their turn.
         fn takes_own(self: *const Self, worker: *const Worker) bool {
             if (worker.own_first == null) return false;
             if (!worker.took_own or !self.has_waiting()) return true;
-            return self.parked_unbound() != null;
+            return self.parked_unbound() != null or !self.may_begin();
         }
 
         /// Whether a request that any worker may take can begin. One call is kept for those that
@@ -715,4 +715,39 @@ pub fn Scheduler(comptime Host: type) type {
             return true;
         }
     };
+}
+
+const testing = std.testing;
+
+/// Enough of a host to look at the rules.
+const NoHost = struct {
+    pub const Task = struct { route: u16 = 0, worker: ?*Worker = null, next_own: ?*Task = null };
+};
+
+test "a worker whose turn is not for its own requests may begin another" {
+    var host: NoHost = .{};
+    for (1..4) |threads| {
+        for (0..threads) |running| for ([_]bool{ false, true }) |took_own| {
+            for ([_]bool{ false, true }) |last_was_begun| {
+                const options: Options = .{
+                    .threads = @intCast(threads),
+                    .queue = 1,
+                    .queue_timeout_ms = 1000,
+                };
+                var scheduler = try Scheduler(NoHost).init(testing.allocator, options, &host);
+                defer scheduler.deinit(testing.allocator);
+                var tasks: [2]NoHost.Task = .{ .{}, .{} };
+                var worker: Worker = .{ .index = 0, .took_own = took_own, .bound = 1 };
+                scheduler.workers[0] = &worker;
+                scheduler.worker_total = 1;
+                scheduler.running = @intCast(running);
+                scheduler.last_was_begun = last_was_begun;
+                tasks[0].worker = &worker;
+                scheduler.submit_begun(&tasks[0]);
+                try testing.expectEqual(1, scheduler.submit(&.{&tasks[1]}, sys.monotonic_ns()));
+                // Else it would park, and nobody would ever wake it to any end.
+                try testing.expect(scheduler.takes_own(&worker) or scheduler.may_begin());
+            }
+        };
+    }
 }

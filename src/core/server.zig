@@ -31,6 +31,8 @@ const poller_module = @import("poller.zig");
 const Poller = poller_module.Poller;
 const health_module = @import("health.zig");
 const Health = health_module.Health;
+const proxies_module = @import("proxies.zig");
+const notices_module = @import("notices.zig");
 const Suspension = @import("suspension.zig").Suspension;
 const Connection = connection_module.Connection;
 const Exchange = exchange_module.Exchange;
@@ -67,6 +69,10 @@ pub const Options = struct {
     requests_limit: u64 = 0,
     /// The path prefix under which the poller answers livez and readyz; empty: none.
     in_band: []const u8 = "",
+    /// For `Proxies.init`.
+    proxy_trusted: []const u8 = "",
+    proxy_headers: []const u8 = "x-forwarded",
+    proxy_protocol: bool = false,
     /// For the metrics.
     python_version: []const u8 = "",
     /// "stdout", "stderr" or a path; empty for none.
@@ -207,7 +213,7 @@ pub const Counts = struct {
 /// How long in the queue makes a half-closed connection look abandoned.
 const patience_ns = std.time.ns_per_s;
 
-pub const InitError = error{ OutOfMemory, CannotOpen, Unexpected };
+pub const InitError = error{ OutOfMemory, CannotOpen, Unexpected } || proxies_module.InitError;
 
 pub const Server = struct {
     pub const Task = Connection;
@@ -216,9 +222,13 @@ pub const Server = struct {
     gpa: std.mem.Allocator,
     options: Options,
     body_limits: body_module.Limits,
+    /// Half of the threads may wait for clients that were asked to continue.
+    streams: body_module.Streams,
     application: Application,
     scheduler: Scheduler,
     pool: exchange_module.Pool,
+    proxies: proxies_module.Proxies,
+    notices: notices_module.Notices = .{},
     poller: Poller,
     crews: []Crew,
     crews_begun: std.atomic.Value(u32) = .init(0),
@@ -236,7 +246,7 @@ pub const Server = struct {
     /// Responses say that the connection will be closed.
     draining: std.atomic.Value(bool) = .init(false),
     outcome: std.atomic.Value(Outcome) = .init(.serving),
-    /// Its reading end becomes readable with the outcome.
+    /// Its reading end becomes readable with the outcome, and with a notice.
     outcome_pipe: [2]sys.Fd,
     metrics: metrics_module.Metrics,
     log: log_writer.LogWriter,
@@ -277,6 +287,13 @@ pub const Server = struct {
         errdefer gpa.free(crews);
         const reports = try gpa.alloc(overdue_module.Report, 2 * crews.len);
         errdefer gpa.free(reports);
+        var proxies = try proxies_module.Proxies.init(
+            gpa,
+            options.proxy_trusted,
+            options.proxy_headers,
+            options.proxy_protocol,
+        );
+        errdefer proxies.deinit(gpa);
         var metrics = try metrics_module.Metrics.init(crews.len);
         errdefer metrics.deinit();
         const lines = try pages.alloc(u8, (crews.len + 1) * access_log.line_bytes_max);
@@ -287,8 +304,10 @@ pub const Server = struct {
             .gpa = gpa,
             .options = options,
             .body_limits = options.body_limits(),
+            .streams = .{ .max = options.threads / 2 },
             .application = application,
             .scheduler = scheduler,
+            .proxies = proxies,
             .pool = .{
                 .gpa = gpa,
                 .field_lines_max = options.fields,
@@ -304,6 +323,7 @@ pub const Server = struct {
             .lines = lines,
             .start_time_seconds = sys.realtime_seconds(),
         };
+        self.body_limits.streams = &self.streams;
         try self.log.init(gpa, options.log_options());
         errdefer self.log.deinit();
         self.poller = try Poller.init(self, listeners);
@@ -348,6 +368,7 @@ pub const Server = struct {
         self.scheduler.deinit(gpa);
         self.pool.deinit();
         self.drop_resumed();
+        self.proxies.deinit(gpa);
         for (self.crews) |*crew| crew.reply.deinit();
         gpa.free(self.crews);
         for (self.outcome_pipe) |fd| sys.close(fd);
@@ -398,7 +419,17 @@ pub const Server = struct {
         if (self.outcome.cmpxchgStrong(.serving, outcome, .acq_rel, .acquire) != null) return;
         self.scheduler.stop();
         self.poller.reactor.wake();
-        self.tell_launcher();
+        // The end of the stream is readable as well, and takes no memory to say.
+        _ = sys.send(self.outcome_pipe[1], "x") catch sys.shutdown_send(self.outcome_pipe[1]);
+    }
+
+    /// Leaves word for the operator, once for each kind, and ends `wait` of the main thread for it.
+    pub fn notify(
+        self: *Server,
+        kind: notices_module.Kind,
+        address: *const sys.Address,
+    ) void {
+        if (self.notices.leave(kind, address)) self.tell_launcher();
     }
 
     /// Says that a drain will come: /readyz fails from here on. Any thread.
@@ -581,7 +612,9 @@ pub const Server = struct {
             exchange.record.thread = worker.index;
             crew.current.set(connection, exchange);
             crew.reply.proceed(connection, exchange);
-            if (self.limits_calls()) crew.call.begin(connection, true, sys.monotonic_ms());
+            // A response that was suspended may not have begun yet.
+            const is_speaking = crew.reply.progress.head_sent or !exchange.output.is_empty();
+            if (self.limits_calls()) crew.call.begin(connection, is_speaking, sys.monotonic_ms());
             self.application.proceed(self.application.context, crew, continuation);
         } else if (self.has_left(worker, connection)) {
             timing.pass_wait(worker.attach_ns, worker.attached_ns, worker.started_ns);
@@ -675,10 +708,15 @@ pub const Server = struct {
     fn release_taken(self: *Server, connection: *Connection, crew: *Crew) void {
         const exchange = connection.exchange.?;
         const record = &exchange.record;
-        std.debug.assert(exchange.continuation == null);
-        connection.worker = null;
         record.status = overdue_module.status;
         record.client_gone = false;
+        if (exchange.continuation != null) {
+            // Suspended all the same: the poller resumes it for its end.
+            if (connection.worker) |bound| self.scheduler.bind(bound);
+            connection.state = .closing;
+            return self.hand_back(connection);
+        }
+        connection.worker = null;
         observer.finish(self, &crew.lane, connection);
         self.count_answered();
         // Nothing else was sent, or kept to be sent.

@@ -20,6 +20,8 @@ test {
     _ = @import("overdue_test.zig");
     _ = @import("server_end_test.zig");
     _ = @import("server_stress_test.zig");
+    _ = @import("faults_test.zig");
+    _ = @import("server_suspend_test.zig");
 }
 
 /// For tests in which no timeout but the drain's may strike.
@@ -360,6 +362,33 @@ test "server: a client that promised a body and leaves ends the read" {
 }
 
 // ---- What is refused ---------------------------------------------------------------------------
+
+test "server: half of the threads wait for clients that were asked to continue" {
+    const fixture = try Fixture.serve(.{ .options = .{ .threads = 2 } });
+    defer fixture.deinit();
+    const head = "POST /echo HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\n" ++
+        "Content-Length: 3\r\n\r\n";
+    var clients: [3]Client = undefined;
+    for (&clients) |*client| client.* = try fixture.connect();
+    defer for (&clients) |*client| client.close();
+    // The first one's handler asks for its body and waits; the others are asked without one.
+    for (&clients) |*client| {
+        try client.send(head);
+        try client.expect_status(100);
+    }
+    try testing.expectEqual(1, fixture.app.calls.load(.monotonic));
+    try testing.expectEqual(1, fixture.server.streams.count.load(.monotonic));
+    for (&clients) |*client| {
+        try client.send("abc");
+        try client.expect(200, "abc");
+    }
+    for (0..5000) |_| {
+        if (fixture.server.streams.count.load(.monotonic) == 0) break;
+        sys.sleep_ms(1);
+    }
+    try testing.expectEqual(0, fixture.server.streams.count.load(.monotonic));
+    try fixture.finish();
+}
 
 test "server: what cannot be understood is answered and the connection ends in order" {
     const fixture = try Fixture.serve(.{ .options = calm });

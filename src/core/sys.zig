@@ -9,6 +9,8 @@
 const std = @import("std");
 const builtin = @import("builtin");
 const c = std.c;
+/// Where the calls go that a kernel can fail: to libc. The core's tests have faults of their own.
+const kernel = if (builtin.is_test) @import("kernel_fixture.zig") else c;
 
 pub const Fd = c.fd_t;
 pub const no_fd: Fd = -1;
@@ -69,7 +71,7 @@ pub const ReadError = error{ WouldBlock, ConnectionGone, OutOfMemory, Unexpected
 /// Bytes received; 0 is the end of the stream.
 pub fn recv(fd: Fd, buffer: []u8) ReadError!usize {
     while (true) {
-        const count = c.recv(fd, buffer.ptr, buffer.len, 0);
+        const count = kernel.recv(fd, buffer.ptr, buffer.len, 0);
         if (count >= 0) return @intCast(count);
         switch (errno()) {
             .INTR => continue,
@@ -87,7 +89,7 @@ pub fn recv(fd: Fd, buffer: []u8) ReadError!usize {
 /// hide an end behind them.
 pub fn has_ended(fd: Fd) bool {
     var byte: [1]u8 = undefined;
-    const count = c.recv(fd, &byte, 1, c.MSG.PEEK | c.MSG.DONTWAIT);
+    const count = kernel.recv(fd, &byte, 1, c.MSG.PEEK | c.MSG.DONTWAIT);
     if (count >= 0) return count == 0;
     return switch (errno()) {
         .AGAIN, .INTR => false,
@@ -100,7 +102,7 @@ pub const WriteError = error{ WouldBlock, ConnectionGone, OutOfMemory, Unexpecte
 /// Bytes that the kernel took, at least one unless `bytes` is empty.
 pub fn send(fd: Fd, bytes: []const u8) WriteError!usize {
     while (true) {
-        const count = c.send(fd, bytes.ptr, bytes.len, c.MSG.NOSIGNAL);
+        const count = kernel.send(fd, bytes.ptr, bytes.len, c.MSG.NOSIGNAL);
         if (count >= 0) return @intCast(count);
         if (try retry_write()) continue;
     }
@@ -130,7 +132,7 @@ fn send_message(fd: Fd, pieces: []const Iovec, flags: u32) WriteError!usize {
     message.iov = pieces.ptr;
     message.iovlen = @intCast(pieces.len);
     while (true) {
-        const count = c.sendmsg(fd, &message, c.MSG.NOSIGNAL | flags);
+        const count = kernel.sendmsg(fd, &message, c.MSG.NOSIGNAL | flags);
         if (count >= 0) return @intCast(count);
         if (try retry_write()) continue;
     }
@@ -171,12 +173,51 @@ pub fn address_bytes4(address: *const Address) ?[4]u8 {
     return std.mem.toBytes(address.in4.addr);
 }
 
+/// Null where there is none: a unix socket, or a client of whom only the address was told.
 pub fn address_port(address: *const Address) ?u16 {
-    return switch (address.any.family) {
+    const port = switch (address.any.family) {
         c.AF.INET => std.mem.bigToNative(u16, address.in4.port),
         c.AF.INET6 => std.mem.bigToNative(u16, address.in6.port),
-        else => null,
+        else => 0,
     };
+    return if (port == 0) null else port;
+}
+
+/// Of a client that has none, or none that anybody tells.
+pub const no_address: Address = std.mem.zeroes(Address);
+
+/// An address of the internet protocols as one of IPv6, IPv4 mapped (RFC 4291 2.5.5.2); null for
+/// any other.
+pub fn address_octets(address: *const Address) ?[16]u8 {
+    switch (address.any.family) {
+        c.AF.INET => {
+            const mapped_prefix: [12]u8 = @as([10]u8, @splat(0)) ++ [2]u8{ 0xff, 0xff };
+            return mapped_prefix ++ std.mem.toBytes(address.in4.addr);
+        },
+        c.AF.INET6 => return address.in6.addr,
+        else => return null,
+    }
+}
+
+/// With a port of 0 where none is known.
+pub fn ipv4_address(octets: [4]u8, port: u16) Address {
+    var address = no_address;
+    address.in4 = .{
+        .port = std.mem.nativeToBig(u16, port),
+        .addr = std.mem.bytesToValue(u32, &octets),
+    };
+    return address;
+}
+
+pub fn ipv6_address(octets: [16]u8, port: u16) Address {
+    var address = no_address;
+    address.in6 = .{
+        .port = std.mem.nativeToBig(u16, port),
+        .flowinfo = 0,
+        .addr = octets,
+        .scope_id = 0,
+    };
+    return address;
 }
 
 extern "c" fn inet_ntop(
@@ -204,9 +245,9 @@ pub fn accept(listener: Fd) AcceptError!Accepted {
     while (true) {
         var length: c.socklen_t = @sizeOf(Address);
         const fd = if (is_linux)
-            c.accept4(listener, &address.any, &length, c.SOCK.NONBLOCK | c.SOCK.CLOEXEC)
+            kernel.accept4(listener, &address.any, &length, c.SOCK.NONBLOCK | c.SOCK.CLOEXEC)
         else
-            c.accept(listener, &address.any, &length);
+            kernel.accept(listener, &address.any, &length);
         if (fd >= 0) {
             if (!is_linux) prepare_accepted(fd);
             return .{ .fd = fd, .address = address };
@@ -328,18 +369,29 @@ pub const WaitFor = enum { readable, writable };
 /// Waits until the socket is ready or `timeout_ms` has passed (false). Blocks: the caller is a
 /// worker that has given the GIL away.
 pub fn wait_ready(fd: Fd, what: WaitFor, timeout_ms: u64) bool {
-    const events: i16 = switch (what) {
-        .readable => c.POLL.IN,
-        .writable => c.POLL.OUT,
-    };
+    const events = events_of(what);
     const deadline = monotonic_ms() +| timeout_ms;
     while (true) {
         var entry = [1]c.pollfd{.{ .fd = fd, .events = events, .revents = 0 }};
         const now = monotonic_ms();
-        const count = c.poll(&entry, 1, clamp_timeout(deadline -| now));
+        const count = kernel.poll(&entry, 1, clamp_timeout(deadline -| now));
         if (count > 0) return true;
         if (count == 0 or errno() != .INTR) return false;
     }
+}
+
+/// Whether the socket is ready now; also true where the kernel cannot tell (ENOMEM, EINTR): whoever
+/// takes it for silent would wait for an event that has come already.
+pub fn may_be_ready(fd: Fd, what: WaitFor) bool {
+    var entry = [1]c.pollfd{.{ .fd = fd, .events = events_of(what), .revents = 0 }};
+    return kernel.poll(&entry, 1, 0) != 0;
+}
+
+fn events_of(what: WaitFor) i16 {
+    return switch (what) {
+        .readable => c.POLL.IN,
+        .writable => c.POLL.OUT,
+    };
 }
 
 fn clamp_timeout(timeout_ms: u64) c_int {
@@ -348,7 +400,7 @@ fn clamp_timeout(timeout_ms: u64) c_int {
 
 pub fn socket_pair() error{Unexpected}![2]Fd {
     var pair: [2]Fd = undefined;
-    if (c.socketpair(c.AF.UNIX, c.SOCK.STREAM, 0, &pair) != 0) return error.Unexpected;
+    if (kernel.socketpair(c.AF.UNIX, c.SOCK.STREAM, 0, &pair) != 0) return error.Unexpected;
     for (pair) |fd| {
         set_nonblocking(fd);
         set_close_on_exec(fd);
@@ -362,7 +414,7 @@ pub fn socket_pair() error{Unexpected}![2]Fd {
 pub fn wait_readable_or_signal(fd: Fd, timeout_ms: ?u64) void {
     var entry = [1]c.pollfd{.{ .fd = fd, .events = c.POLL.IN, .revents = 0 }};
     const timeout = if (timeout_ms) |ms| clamp_timeout(ms) else -1;
-    _ = c.poll(&entry, 1, timeout);
+    _ = kernel.poll(&entry, 1, timeout);
 }
 
 // ---- Many sockets at once, for a thread with few of them ----------------------------------------
@@ -375,7 +427,7 @@ pub const poll_writable: i16 = c.POLL.OUT;
 /// which. A negative descriptor is passed over. Returns early after a signal.
 pub fn poll(entries: []PollEntry, timeout_ms: ?u64) void {
     const timeout = if (timeout_ms) |ms| clamp_timeout(ms) else -1;
-    const count = c.poll(entries.ptr, @intCast(entries.len), timeout);
+    const count = kernel.poll(entries.ptr, @intCast(entries.len), timeout);
     if (count > 0) return;
     for (entries) |*entry| entry.revents = 0;
 }
@@ -405,10 +457,11 @@ pub fn exit_now(status: u8) noreturn {
 // ---- Files -------------------------------------------------------------------------------------
 
 pub const FileError = error{ NoSpace, Unexpected };
+pub const OpenError = FileError || error{ DescriptorsExhausted, OutOfMemory };
 
 /// A file for reading and writing that no path leads to: it is gone when its descriptor is closed,
 /// even when the process is killed.
-pub fn open_unlinked(directory: []const u8) FileError!Fd {
+pub fn open_unlinked(directory: []const u8) OpenError!Fd {
     var path: [std.posix.PATH_MAX]u8 = undefined;
     if (is_linux) {
         const folder = std.fmt.bufPrintZ(&path, "{s}", .{directory}) catch
@@ -419,21 +472,29 @@ pub fn open_unlinked(directory: []const u8) FileError!Fd {
             .DIRECTORY = true,
             .CLOEXEC = true,
         };
-        const fd = c.open(folder.ptr, options, @as(c_uint, 0o600));
+        const fd = kernel.open(folder.ptr, options, @as(c_uint, 0o600));
         if (fd >= 0) return fd;
         switch (errno()) {
             .OPNOTSUPP, .ISDIR, .NOENT => {}, // a file system without O_TMPFILE: as elsewhere
-            .NOSPC, .DQUOT => return error.NoSpace,
-            else => return error.Unexpected,
+            else => |code| return open_error(code),
         }
     }
     const template = std.fmt.bufPrintZ(&path, "{s}/serve-zig-XXXXXX", .{directory}) catch
         return error.Unexpected;
     const fd = mkstemp(template.ptr);
-    if (fd < 0) return if (errno() == .NOSPC) error.NoSpace else error.Unexpected;
+    if (fd < 0) return open_error(errno());
     _ = c.unlink(template.ptr);
     set_close_on_exec(fd);
     return fd;
+}
+
+fn open_error(code: c.E) OpenError {
+    return switch (code) {
+        .NOSPC, .DQUOT => error.NoSpace,
+        .MFILE, .NFILE => error.DescriptorsExhausted,
+        .NOMEM => error.OutOfMemory,
+        else => error.Unexpected,
+    };
 }
 
 extern "c" fn mkstemp(template: [*:0]u8) c_int;
@@ -442,7 +503,7 @@ pub fn write_all_at(fd: Fd, bytes: []const u8, offset: u64) FileError!void {
     var done: usize = 0;
     while (done < bytes.len) {
         const rest = bytes[done..];
-        const count = c.pwrite(fd, rest.ptr, rest.len, @intCast(offset + done));
+        const count = kernel.pwrite(fd, rest.ptr, rest.len, @intCast(offset + done));
         if (count > 0) {
             done += @intCast(count);
             continue;
@@ -461,7 +522,7 @@ pub fn read_at(fd: Fd, buffer: []u8, offset: u64) FileError!usize {
     var done: usize = 0;
     while (done < buffer.len) {
         const rest = buffer[done..];
-        const count = c.pread(fd, rest.ptr, rest.len, @intCast(offset + done));
+        const count = kernel.pread(fd, rest.ptr, rest.len, @intCast(offset + done));
         if (count == 0) break;
         if (count > 0) {
             done += @intCast(count);
@@ -520,14 +581,14 @@ pub const epoll = if (is_linux) struct {
     pub const ONESHOT = linux.EPOLL.ONESHOT;
 
     pub fn create() error{ OutOfMemory, Unexpected }!Fd {
-        const fd = c.epoll_create1(linux.EPOLL.CLOEXEC);
+        const fd = kernel.epoll_create1(linux.EPOLL.CLOEXEC);
         if (fd >= 0) return fd;
         return if (errno() == .NOMEM) error.OutOfMemory else error.Unexpected;
     }
 
     pub fn add(poll_fd: Fd, fd: Fd, events: u32, token: u64) RegisterError!void {
         var event: Event = .{ .events = events, .data = .{ .u64 = token } };
-        if (c.epoll_ctl(poll_fd, linux.EPOLL.CTL_ADD, fd, &event) == 0) return;
+        if (kernel.epoll_ctl(poll_fd, linux.EPOLL.CTL_ADD, fd, &event) == 0) return;
         return switch (errno()) {
             .NOMEM, .NOSPC => error.OutOfMemory,
             else => error.Unexpected,
@@ -535,7 +596,7 @@ pub const epoll = if (is_linux) struct {
     }
 
     pub fn remove(poll_fd: Fd, fd: Fd) void {
-        _ = c.epoll_ctl(poll_fd, linux.EPOLL.CTL_DEL, fd, null);
+        _ = kernel.epoll_ctl(poll_fd, linux.EPOLL.CTL_DEL, fd, null);
     }
 
     /// The number of events; 0 after the timeout or a signal.
@@ -546,7 +607,7 @@ pub const epoll = if (is_linux) struct {
     }
 
     pub fn event_fd() error{Unexpected}!Fd {
-        const fd = c.eventfd(0, linux.EFD.CLOEXEC | linux.EFD.NONBLOCK);
+        const fd = kernel.eventfd(0, linux.EFD.CLOEXEC | linux.EFD.NONBLOCK);
         return if (fd >= 0) fd else error.Unexpected;
     }
 

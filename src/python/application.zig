@@ -167,7 +167,8 @@ pub const Bridge = struct {
             base.* = try self.base_environ(listener, wrapper, empty_input);
         }
         const connections = options.connections;
-        self.environs = try Environs.init(&self.names, bases, connections);
+        const flavour = core.forwarded.Flavour.parse(options.proxy_headers) orelse .x_forwarded;
+        self.environs = try Environs.init(&self.names, bases, connections, flavour);
         self.seats = try gpa.alloc(Seat, options.threads + 1);
         for (self.seats) |*seat| {
             seat.* = .{ .templates = try gpa.alloc(?environ_module.Template, listeners.len) };
@@ -209,7 +210,7 @@ pub const Bridge = struct {
             .{ keys.SERVER_PROTOCOL, capi.new(names.http_1_1) },
             .{ keys.SERVER_SOFTWARE, try capi.interned("serve-zig/" ++ core.version) },
             .{ keys.@"wsgi.version", version },
-            .{ keys.@"wsgi.url_scheme", try capi.interned("http") },
+            .{ keys.@"wsgi.url_scheme", capi.new(names.http) },
             .{ keys.@"wsgi.input", capi.new(empty_input) },
             .{ keys.@"wsgi.errors", errors },
             .{ keys.@"wsgi.multithread", capi.boolean(true) },
@@ -753,7 +754,7 @@ pub const Bridge = struct {
         const target = try capi.latin1(exchange.head.target.of(exchange.bytes));
         defer capi.drop(target);
         var storage: [core.sys.address_text_bytes_max]u8 = undefined;
-        const address = core.sys.address_text(&crew.connection.address, &storage);
+        const address = core.sys.address_text(crew.connection.client(), &storage);
         const client = try capi.latin1(address);
         defer capi.drop(client);
         const request_id = try capi.latin1(crew.exchange.request_id());

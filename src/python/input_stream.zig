@@ -99,7 +99,7 @@ fn raise_read_error(err: core.body.ReadError) capi.Error {
             "the request body is larger than limits.body",
         ),
         error.OutOfMemory => memory_error(),
-        error.NoSpace, error.Unexpected => capi.raise(
+        error.NoSpace, error.DescriptorsExhausted, error.Unexpected => capi.raise(
             capi.PyExc_OSError,
             "the request body could not be read from its temporary file",
         ),

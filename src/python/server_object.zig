@@ -43,6 +43,10 @@ pub fn raise_start_error(err: anyerror) capi.Error {
     switch (err) {
         error.Raised => {},
         error.OutOfMemory => _ = capi.PyErr_NoMemory(),
+        error.BadProxySetting => return capi.raise(
+            capi.PyExc_ValueError,
+            "proxy_trusted or proxy_headers: not what the core understands",
+        ),
         error.CannotOpen => return capi.raise(
             capi.PyExc_OSError,
             "the access log cannot be opened",
@@ -213,6 +217,19 @@ pub fn status(handle: ?*anyopaque) capi.Error!*Object {
         try capi.checked(capi.PyDict_SetItemString(dict, field.name, value));
     }
     return dict;
+}
+
+/// A notice that was left for the operator, as (kind, address); None when there is none.
+pub fn take_notice(handle: ?*anyopaque) capi.Error!*Object {
+    const server = try server_of(handle);
+    const notice = server.notices.take() orelse return capi.none();
+    var storage: [core.sys.address_text_bytes_max]u8 = undefined;
+    const address = core.sys.address_text(&notice.address, &storage);
+    const pair = try capi.owned(capi.PyTuple_New(2));
+    errdefer capi.drop(pair);
+    try capi.checked(capi.PyTuple_SetItem(pair, 0, try capi.latin1(@tagName(notice.kind))));
+    try capi.checked(capi.PyTuple_SetItem(pair, 1, try capi.latin1(address)));
+    return pair;
 }
 
 pub fn build_info() capi.Error!*Object {

@@ -37,6 +37,10 @@ def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[byt
         sleep_in_steps(seconds, path)
     elif path == "/closing":
         return Closing(seconds, start_response)
+    elif path == "/suspend":
+        return suspended(environ, start_response, seconds)
+    elif path == "/suspended":
+        return suspended(environ, start_response, 0.0, round(seconds * 1000))
     elif path == "/read":
         environ["wsgi.input"].read()
     events.record("done", path=path)
@@ -91,6 +95,20 @@ def stuck_stream(seconds: float, start_response: StartResponse) -> Iterator[byte
     yield b"piece\n"
     sleep_in_steps(seconds, "/stuck_stream")
     yield b"late\n"
+
+
+def suspended(
+    environ: WSGIEnvironment, start_response: StartResponse, seconds: float, milliseconds: int = 50
+) -> Iterator[bytes]:
+    """Work for so long, then give the thread away before anything is sent."""
+    try:
+        time.sleep(seconds)
+        environ["x-wsgiorg.suspend"](milliseconds)
+        yield b""
+        start_response("200 OK", PLAIN)
+        yield b"resumed"
+    finally:
+        events.record("ended")
 
 
 class Closing:

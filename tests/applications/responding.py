@@ -254,6 +254,13 @@ def gated(environ: WSGIEnvironment, start_response: StartResponse) -> Iterator[b
     yield b"second"
 
 
+def reading(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """Read the whole body, then answer its length."""
+    length = len(environ["wsgi.input"].read())
+    start_response("200 OK", PLAIN)
+    return [b"%d" % length]
+
+
 # What the server offers besides
 
 
@@ -307,6 +314,7 @@ ROUTES: dict[str, Application] = {
         large_iterator,
         drip,
         gated,
+        reading,
         errors,
         hints,
         disconnected,

@@ -1,0 +1,176 @@
+"""What the process has not got: descriptors and Python's memory. It stays alive and recovers."""
+
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from serving import Server, Servers, wait_until
+from wire import Connection, all_closed, get, post
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="sets limits and reads /proc")
+
+DESCRIPTORS = 100
+#: How soon a server is back to work once it could be: it looks ten times a second.
+SOON = 2.0
+
+
+@pytest.fixture
+def scarce(serve: Servers) -> Server:
+    """A server under `ulimit -n`: half of the descriptors go to connections."""
+    server = serve(
+        "exhausting:app",
+        {"concurrency": {"threads": 2}, "limits": {"body_memory": 1000}},
+        prefix=["sh", "-c", f'ulimit -n {DESCRIPTORS}; exec "$@"', "sh"],
+    )
+    assert "limits.connections is cut from 10000 to 50" in server.log()
+    return server
+
+
+def held_back(server: Server) -> Connection:
+    """Take every descriptor of the process; the connection that can give them back."""
+    connection = server.connect()
+    connection.send(get("/take"))
+    assert int(connection.response().body) > 20
+    return connection
+
+
+def give(connection: Connection, count: int) -> None:
+    """Let the process have so many descriptors again."""
+    connection.send(get(f"/give?{count}"))
+    assert connection.response().status == 200
+
+
+def ask(connection: Connection, within: float = SOON) -> None:
+    """A request on this connection is answered in time."""
+    connection.timeout = within
+    connection.send(get("/ok"))
+    assert connection.response().body == b"ok"
+
+
+def descriptors(server: Server) -> int:
+    return len(list(Path(f"/proc/{server.process.pid}/fd").iterdir()))
+
+
+def test_out_of_descriptors(scarce: Server) -> None:
+    """Clients wait in the backlog, at no cost, and are served when there are descriptors again."""
+    with held_back(scarce) as owner, all_closed([]) as waiting:
+        # It is at work, so that it does not make room itself.
+        owner.send(get("/ok")[:-2])
+        for _ in range(30):
+            waiting.append(scarce.connect())
+            waiting[-1].send(get("/ok"))
+        before = scarce.cpu_seconds()
+        waiting[0].expect_silence(1.0)
+        assert scarce.cpu_seconds() - before < 0.2
+        owner.send(b"\r\n")
+        assert owner.response().status == 200
+        give(owner, 40)
+        for connection in waiting:
+            connection.timeout = SOON
+            assert connection.response().body == b"ok"
+    idle = DESCRIPTORS // 2
+    wait_until(lambda: descriptors(scarce) < idle + 40, 5, lambda: str(descriptors(scarce)))
+    assert scarce.exchange(get("/ok")).status == 200
+
+
+def test_a_client_that_leaves_makes_room(scarce: Server) -> None:
+    """The descriptor of one is the next one's, at once."""
+    with held_back(scarce) as owner, all_closed([]) as connections:
+        give(owner, 10)
+        owner.send(get("/ok")[:-2])
+        for _ in range(10):
+            connections.append(scarce.connect())
+            ask(connections[-1])
+            connections[-1].send(get("/ok")[:-2])  # not idle
+        late = scarce.connect()
+        connections.append(late)
+        late.send(get("/ok"))
+        late.expect_silence(0.3)
+        connections[0].close()
+        late.timeout = SOON
+        assert late.response().body == b"ok"
+
+
+def test_the_longest_idle_makes_room_for_descriptors(scarce: Server) -> None:
+    """As at limits.connections: who has been idle longest goes, and everybody is served."""
+    with held_back(scarce) as owner, all_closed([]) as connections:
+        give(owner, 10)
+        owner.send(get("/ok")[:-2])
+        times = []
+        for _ in range(30):
+            connections.append(scarce.connect())
+            began = time.monotonic()
+            ask(connections[-1])
+            times.append(time.monotonic() - began)
+        # Not after a pause, such as there is when nobody can go.
+        assert sorted(times)[15] < 0.09, times
+        for connection in connections[:20]:
+            connection.expect_close()
+        for connection in connections[20:]:
+            ask(connection)
+
+
+def test_nobody_has_to_go_while_nobody_waits(scarce: Server) -> None:
+    """The last descriptor is in use, and every idle connection stays open."""
+    with held_back(scarce) as owner, all_closed([]) as connections:
+        give(owner, 5)
+        for _ in range(5):
+            connections.append(scarce.connect())
+            ask(connections[-1])
+        ask(owner)
+        for connection in connections:
+            ask(connection)
+
+
+def test_upload_without_descriptors(scarce: Server) -> None:
+    """No temporary file for a body: 503, and the next one is taken in again."""
+    upload = post("/upload", b"u" * 50_000)
+    with held_back(scarce) as owner:
+        give(owner, 1)
+        connection = scarce.connect()
+        connection.offer(upload)
+        response = connection.response()
+        assert response.status == 503
+        assert b"no_descriptors" in response.body
+        connection.close()
+        give(owner, 5)
+        assert scarce.exchange(upload).body == b"50000"
+
+
+def test_a_full_table_costs_nothing(serve: Servers) -> None:
+    """At limits.connections with nobody idle, clients in the backlog cost no time."""
+    server = serve("exhausting:app", {"limits": {"connections": 3}})
+    with all_closed([server.connect() for _ in range(3)]) as connections:
+        for connection in connections:
+            ask(connection)
+            connection.send(get("/ok")[:-2])
+        for _ in range(20):
+            connections.append(server.connect())
+            connections[-1].send(get("/ok", "Connection: close"))
+        before = server.cpu_seconds()
+        connections[-1].expect_silence(1.0)
+        assert server.cpu_seconds() - before < 0.2
+        for connection in connections[:3]:
+            connection.send(b"\r\n")
+            assert connection.response().status == 200
+            connection.close()
+        for connection in connections[3:]:
+            assert connection.response().body == b"ok"
+
+
+def test_silent_connections_make_room(serve: Servers) -> None:
+    """Who never said anything is idle, too, and goes first; who is in the middle stays."""
+    server = serve("exhausting:app", {"limits": {"connections": 20}})
+    with server.connect() as half, all_closed([]) as connections:
+        half.send(get("/ok")[:20])
+        silent = [server.connect() for _ in range(19)]
+        connections += silent
+        for _ in range(19):
+            connections.append(server.connect())
+            ask(connections[-1])
+        for connection in silent:
+            connection.expect_close()
+        half.send(get("/ok")[20:])
+        assert half.response().body == b"ok"

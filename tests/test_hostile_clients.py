@@ -1,0 +1,174 @@
+"""Fifty clients of each bad kind against four threads: the others notice nothing."""
+
+import contextlib
+import hashlib
+import socket
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from serving import Server, Servers
+from wire import Connection, all_closed, chunked, get, post, post_chunked
+
+COUNT = 50
+#: Requests of a good client while the bad ones are there.
+REQUESTS = 100
+TCP_REPAIR = 19  # linux/tcp.h
+LARGE_DIGEST = hashlib.sha256(bytes(range(256)) * (24 << 12)).digest()
+
+
+@pytest.fixture
+def four_threads(serve: Servers) -> Server:
+    """A server with four threads; its time limits are the defaults, far longer than a test."""
+    server = serve("responding:app", {"concurrency": {"threads": 4}})
+    # A handler that waits for a client is told when the client leaves, at the end of a test.
+    server.errors_expected = True
+    return server
+
+
+def expect_unnoticed(server: Server) -> None:
+    """A good client is answered as if it were alone.
+
+    What a bad one could hold it would hold for `timeouts.body` or `timeouts.write`, half a minute;
+    no busy machine takes the five seconds that end a wait here, or that long again and again.
+    """
+    # What the bad ones asked for goes first.
+    assert server.exchange(get("/hello")).body == b"hello"
+    times = []
+    with all_closed([server.connect(timeout=5) for _ in range(4)]) as connections:
+        for number in range(REQUESTS):
+            began = time.monotonic()
+            connection = connections[number % 4]
+            connection.send(post("/hello", b"body") if number % 3 else get("/hello"))
+            assert connection.response().body == b"hello"
+            times.append(time.monotonic() - began)
+    times.sort()
+    assert times[REQUESTS * 95 // 100] < 0.5, times[-10:]
+    assert times[REQUESTS // 2] < 0.05, times[REQUESTS // 2]
+
+
+# Each begins with a new connection and leaves it as a bad client does; some have something to say
+# in the end, and get their answer.
+
+
+def silent(connection: Connection, number: int) -> None:
+    """Connect, and that is all."""
+
+
+def half_open(connection: Connection, number: int) -> None:
+    """Vanish without a word, half of them while a response is under way.
+
+    Linux forgets a socket in repair mode as a client does that has lost its power; without the
+    right to do that the client just stays.
+    """
+    connection.send(get("/hello" if number % 2 else "/large_iterator?400"))
+    connection.take(100)
+    with contextlib.suppress(PermissionError):
+        connection.socket.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, 1)
+        connection.close()
+
+
+def half_head(connection: Connection, number: int) -> None:
+    """Send a part of a head, of a length that differs from client to client."""
+    connection.send(get("/hello", "X-Field: value")[: 1 + number])
+
+
+def half_body(connection: Connection, number: int) -> None:
+    """Send a part of a body: small, larger than memory is for, and chunked."""
+    if number % 3 == 0:
+        connection.send(post("/hello", b"x" * 1000)[:-1])
+    elif number % 3 == 1:
+        connection.send(get("/hello", "Content-Length: 3000000", method="POST"))
+        connection.send(b"x" * (1_100_000 if number < 6 else 5000))
+    else:
+        connection.send(post_chunked("/hello", b"x" * 1000)[: -1 - number])
+
+
+def expecting(connection: Connection, number: int) -> None:
+    """Announce a body that the server may ask for, and never send it."""
+    framing = "Content-Length: 1000" if number % 2 else "Transfer-Encoding: chunked"
+    connection.send(get("/reading", framing, "Expect: 100-continue", method="POST"))
+
+
+def not_reading_iterator(connection: Connection, number: int) -> None:
+    """Ask for 26 MB in pieces, and read none."""
+    connection.send(get("/large_iterator?400"))
+
+
+def not_reading_list(connection: Connection, number: int) -> None:
+    """Ask for 24 MB in one piece, and read none."""
+    connection.send(get("/large_list"))
+
+
+def not_reading_pipeline(connection: Connection, number: int) -> None:
+    """Send request after request until nothing more is taken."""
+    connection.socket.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        for _ in range(1000):
+            connection.socket.send(get("/hello") * 500)
+
+
+def half_closed(connection: Connection, number: int) -> None:
+    """Ask for much, say that nothing more will be sent, and read nothing."""
+    connection.send(get("/large_iterator?400"))
+    connection.finish()
+
+
+KINDS: dict[str, Callable[[Connection, int], None]] = {
+    kind.__name__: kind
+    for kind in (
+        silent,
+        half_open,
+        half_head,
+        half_body,
+        expecting,
+        not_reading_iterator,
+        not_reading_list,
+        not_reading_pipeline,
+        half_closed,
+    )
+}
+
+
+@contextlib.contextmanager
+def bad_clients(server: Server, kinds: list[str]) -> Iterator[dict[str, list[Connection]]]:
+    """Fifty of each of the kinds, at work when the server has what they sent."""
+    found: dict[str, list[Connection]] = {}
+    with all_closed([]) as connections:
+        for kind in kinds:
+            found[kind] = []
+            for number in range(COUNT):
+                connection = server.connect(receive_buffer=4096)
+                connections.append(connection)
+                found[kind].append(connection)
+                KINDS[kind](connection, number)
+        yield found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bad_clients(four_threads: Server, kind: str) -> None:
+    """One kind alone."""
+    with bad_clients(four_threads, [kind]):
+        expect_unnoticed(four_threads)
+        expect_unnoticed(four_threads)
+
+
+def test_all_kinds_together(four_threads: Server) -> None:
+    """All at once; and who mends its ways is answered, whole."""
+    with bad_clients(four_threads, list(KINDS)) as clients:
+        expect_unnoticed(four_threads)
+        clients["silent"][7].send(get("/hello"))
+        assert clients["silent"][7].response().body == b"hello"
+        clients["half_body"][0].send(b"x")
+        assert clients["half_body"][0].response().body == b"hello"
+        late = clients["expecting"][40]
+        assert late.interim_response().status == 100
+        late.send(chunked(b"late"))
+        assert late.response().body == b"4"
+        iterator = clients["not_reading_iterator"][49]
+        assert len(iterator.response().body) == 400 * 65536
+        body = clients["not_reading_list"][49].response().body
+        assert hashlib.sha256(body).digest() == LARGE_DIGEST
+        assert len(clients["half_closed"][49].response().body) == 400 * 65536
+        expect_unnoticed(four_threads)
