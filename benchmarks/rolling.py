@@ -100,9 +100,13 @@ class Backend:
     def is_ready(self) -> bool:
         assert self._process is not None
         if self._process.poll() is not None:
-            raise RollingError(f"{self.name} ended: {(self.folder / f'{self.name}.log').read_text()}")
+            raise RollingError(
+                f"{self.name} ended: {(self.folder / f'{self.name}.log').read_text()}"
+            )
         try:
-            with urllib.request.urlopen(f"http://{HOST}:{self.admin_port}/readyz", timeout=1) as got:
+            with urllib.request.urlopen(
+                f"http://{HOST}:{self.admin_port}/readyz", timeout=1
+            ) as got:
                 return bool(got.status == 200)
         except (urllib.error.URLError, OSError):
             return False
@@ -426,7 +430,9 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=32)
     arguments = parser.parse_args()
     if shutil.which(arguments.proxy) is None:
-        print(f"rolling.py: {arguments.proxy} is not installed (Debian: apt install {arguments.proxy})")
+        print(
+            f"rolling.py: {arguments.proxy} is not installed (Debian: apt install {arguments.proxy})"
+        )
         return 2
     os.environ["PYTHONPATH"] = os.pathsep.join(
         [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]

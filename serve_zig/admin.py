@@ -117,4 +117,3 @@ class Admin:
         sys.stderr.write(error.report())
         sys.stderr.flush()
         os._exit(EXIT_APPLICATION)
-

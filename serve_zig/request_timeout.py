@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-class RequestTimeout(Exception):  # noqa: N818 - the name that PEP 3333's kin use for it
+class RequestTimeout(Exception):
     """The application call has taken longer than ``timeouts.request``.
 
     Raised between two bytecodes of the handler where ``timeouts.request_action`` is "raise"; the

@@ -56,9 +56,7 @@ def parse_hook(text: str) -> Target:
     """Return the callable that ``text`` names, which is called once; raise TargetError."""
     target = parse_target(text)
     if target.is_factory:
-        raise TargetError(
-            f"found {quoted(text)}; it is called by the server, so leave out the ()"
-        )
+        raise TargetError(f"found {quoted(text)}; it is called by the server, so leave out the ()")
     return target
 
 

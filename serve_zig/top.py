@@ -188,8 +188,8 @@ class View:
 
 
 def _gauge(threads: Status, width: int = 20) -> str:
-    limit = max(1, threads["limit"])
-    full = min(width, round(width * threads["running"] / limit))
+    limit = max(1, int(threads["limit"]))
+    full = min(width, round(width * int(threads["running"]) / limit))
     return "[" + "█" * full + "·" * (width - full) + "]"
 
 

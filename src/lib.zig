@@ -149,7 +149,9 @@ pub const Admin = py.class(struct {
     }
 
     /// From here on the answers are about this server.
-    pub fn serve(self: *const Self, args: struct { server: *const Server.definition }) !py.PyObject {
+    pub fn serve(self: *const Self, args: struct {
+        server: *const Server.definition,
+    }) !py.PyObject {
         return object(admin_object.serve(self.handle, args.server.handle));
     }
 

@@ -32,10 +32,13 @@ class Browser:
         self._read, theirs_out = os.pipe()
         self._process = subprocess.Popen(
             # The protocol is spoken on the descriptors 3 and 4.
-            ["bash", "-c", f'exec "$@" 3<&{theirs_in} 4>&{theirs_out}', "bash"]
-            + [path, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-            + ["--no-first-run", "--disable-extensions", "--remote-debugging-pipe"]
-            + [f"--user-data-dir={self._profile.name}", f"--window-size={size[0]},{size[1]}"],
+            [
+                *("bash", "-c", f'exec "$@" 3<&{theirs_in} 4>&{theirs_out}', "bash", path),
+                *("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"),
+                *("--no-first-run", "--disable-extensions", "--remote-debugging-pipe"),
+                f"--user-data-dir={self._profile.name}",
+                f"--window-size={size[0]},{size[1]}",
+            ],
             pass_fds=[theirs_in, theirs_out],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

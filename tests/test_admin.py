@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from admin_client import AdminClient, serve_with_admin
-from serving import Server, Servers, free_port, wait_until
+from serving import Server, Servers, wait_until
 from wire import Connection, get
 
 ONE_THREAD = {"concurrency": {"threads": 1}}
@@ -134,7 +134,9 @@ def test_threads_shows_where_a_handler_is(pair: tuple[Server, AdminClient]) -> N
         stacks = {one["name"]: one["stack"] for one in threads if one["stack"]}
         busy = [name for name in stacks if name.startswith("serve-zig-")]
         assert len(busy) == 1, stacks
-        frames = [(frame["file"].rpartition("/")[2], frame["function"]) for frame in stacks[busy[0]]]
+        frames = [
+            (frame["file"].rpartition("/")[2], frame["function"]) for frame in stacks[busy[0]]
+        ]
         assert frames[-2:] == [("holding.py", "app"), ("events.py", "wait_gate")]
         server.open_gate("threads")
         assert connection.response().status == 200

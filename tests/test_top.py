@@ -99,7 +99,8 @@ def read_until(descriptor: int, pattern: str, within: float = 10.0) -> str:
     deadline = time.monotonic() + within
     while not re.search(pattern, text):
         left = deadline - time.monotonic()
-        assert left > 0 and select.select([descriptor], [], [], left)[0], text[-2000:]
+        ready = left > 0 and select.select([descriptor], [], [], left)[0]
+        assert ready, text[-2000:]
         text += os.read(descriptor, 1 << 16).decode("utf-8", "replace")
     return text
 

@@ -58,8 +58,8 @@ fn seconds(duration_ns: u64) capi.Error!*Object {
     return capi.owned(capi.PyFloat_FromDouble(value));
 }
 
-/// The oldest overdue call that was not taken yet, as the dict of its request with `waited`, `call`,
-/// `answered` and `running`; None when there is none.
+/// The oldest overdue call that was not taken yet, as the dict of its request with `waited`,
+/// `call`, `answered` and `running`; None when there is none.
 pub fn take_overdue(handle: ?*anyopaque) capi.Error!*Object {
     const server = try server_object.server_of(handle);
     const report = server.overdue.take() orelse return capi.none();
