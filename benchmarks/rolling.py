@@ -132,6 +132,8 @@ class Backend:
 class Proxy:
     """A proxy in the foreground, with a config of ours."""
 
+    name: str
+
     def __init__(self, backends: list[Backend], folder: Path) -> None:
         self.port = free_port()
         self.folder = folder
@@ -395,8 +397,7 @@ def restart(backend: Backend, proxy: Proxy) -> None:
 
 
 def proxy_version(proxy: type[Proxy]) -> str:
-    command = {"haproxy": ["haproxy", "-v"], "nginx": ["nginx", "-v"]}[proxy.name]  # type: ignore[attr-defined]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run([proxy.name, "-v"], capture_output=True, text=True, check=True)
     return (done.stdout + done.stderr).splitlines()[0]
 
 
@@ -423,16 +424,15 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description="Rolling restarts behind a proxy, under load.")
     parser.add_argument("--proxy", choices=sorted(PROXIES), default="haproxy")
     parser.add_argument("--restarts", type=int, default=50)
     parser.add_argument("--requests", type=int, default=200_000)
     parser.add_argument("--clients", type=int, default=32)
     arguments = parser.parse_args()
     if shutil.which(arguments.proxy) is None:
-        print(
-            f"rolling.py: {arguments.proxy} is not installed (Debian: apt install {arguments.proxy})"
-        )
+        name = arguments.proxy
+        print(f"rolling.py: {name} is not installed (Debian: apt install {name})")
         return 2
     os.environ["PYTHONPATH"] = os.pathsep.join(
         [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]

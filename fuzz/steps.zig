@@ -6,7 +6,9 @@
 const std = @import("std");
 
 /// As in targets.zig, which a build script cannot import.
-const targets = [_][]const u8{ "request_head", "framing", "chunked", "connection" };
+const targets = [_][]const u8{
+    "request_head", "framing", "chunked", "connection", "proxy_header", "forwarded",
+};
 
 pub const Options = struct {
     target: std.Build.ResolvedTarget,

@@ -7,3 +7,5 @@ pub const request_head = @import("request_head.zig");
 pub const framing = @import("framing.zig");
 pub const chunked = @import("chunked.zig");
 pub const connection = @import("connection.zig");
+pub const proxy_header = @import("proxy_header.zig");
+pub const forwarded = @import("forwarded.zig");

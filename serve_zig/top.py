@@ -56,8 +56,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "url",
         nargs="?",
-        help="of the admin listener: http://host:port, host:port or unix:/path (default: admin.bind "
-        f"of the config file, else {_ADDRESS_DEFAULT})",
+        help="of the admin listener: http://host:port, host:port or unix:/path (default: "
+        f"admin.bind of the config file, else {_ADDRESS_DEFAULT})",
     )
     parser.add_argument("-c", "--config", metavar="FILE", default=FILE_DEFAULT)
     parser.add_argument("--once", action="store_true", help="print one picture and end")
@@ -172,7 +172,8 @@ class View:
         states = {name: count for name, count in status["connections"].items() if name != "limit"}
         shown = "   ".join(f"{name} {count}" for name, count in states.items() if count)
         return [
-            f"requests     {amount(rate)}/s   99 % within {duration(slowest)}   {bars(self._rates)}",
+            f"requests     {amount(rate)}/s   99 % within {duration(slowest)}   "
+            f"{bars(self._rates)}",
             f"phases       {means}",
             f"threads      {_gauge(threads)} {threads['running']} running, {threads['attaching']} "
             f"waiting for the GIL, {threads['polling']} polling, {threads['idle']} idle",

@@ -448,7 +448,7 @@ pub const Admin = struct {
         }
     }
 
-    // ---- The helper, the watch and the start -----------------------------------------------------
+    // ---- The helper, the watch and the start ---------------------------------------------------
 
     fn take_answers(self: *Admin) void {
         if (self.inspector.had_gil.swap(false, .acq_rel)) self.watch.took_gil();

@@ -43,10 +43,23 @@ pub const json = @import("json.zig");
 pub const admin = @import("admin.zig");
 pub const admin_pages = @import("admin_pages.zig");
 
+pub const date_parser = @import("date_parser.zig");
+pub const field_values = @import("field_values.zig");
+pub const conditional = @import("conditional.zig");
+pub const ranges = @import("ranges.zig");
+pub const content_coding = @import("content_coding.zig");
+pub const media_types = @import("media_types.zig");
+pub const file_path = @import("file_path.zig");
+pub const multipart = @import("multipart.zig");
+pub const static = @import("static.zig");
+pub const file_part = @import("file_part.zig");
+
 test {
     @import("std").testing.refAllDecls(@This());
     _ = @import("scheduler_test.zig");
+    _ = @import("scheduler_own_test.zig");
     _ = @import("server_test.zig");
     _ = @import("admin_test.zig");
     _ = @import("proxies_test.zig");
+    _ = @import("static_test.zig");
 }

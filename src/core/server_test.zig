@@ -18,6 +18,7 @@ test {
     _ = @import("body_test.zig");
     _ = @import("reply_test.zig");
     _ = @import("overdue_test.zig");
+    _ = @import("server_files_test.zig");
     _ = @import("server_end_test.zig");
     _ = @import("server_stress_test.zig");
     _ = @import("faults_test.zig");
