@@ -99,15 +99,19 @@ class Config:
         """Return where the key stands, and the key, as messages begin with it."""
         return f"{_place(self.file, self._text, path, path in self._overridden)}: {path}"
 
-    def to_tables(self) -> dict[str, dict[str, Value]]:
-        """Return every available key's value, table by table: times in seconds, sizes in bytes."""
-        return {
-            table: {
-                key.name: self._values[key.path] for key in keys_of(table) if key.kind is not None
-            }
-            for table in TABLES
-            if is_available(table)
-        }
+    def to_tables(self) -> dict[str, dict[str, Value] | list[dict[str, Value]]]:
+        """Return every available key's value, table by table: times in seconds, sizes in bytes.
+
+        A table in ``ARRAYS`` is a list of as many as there are.
+        """
+        found: dict[str, dict[str, Value] | list[dict[str, Value]]] = {}
+        for table in filter(is_available, TABLES):
+            rows = [
+                {key.name: self._values[prefix + key.name] for key in keys_of(table) if key.kind}
+                for prefix in _prefixes(table, self._counts)
+            ]
+            found[table] = rows if table in ARRAYS else rows[0]
+        return found
 
     def to_toml(self) -> str:
         """Return the config as a TOML file that loads to the same config from any directory."""
