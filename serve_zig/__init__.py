@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from serve_zig.request_timeout import RequestTimeout
+
+__all__ = ["RequestTimeout"]
+
 
 def __getattr__(name: str) -> str:
     """Return ``__version__``: the extension's, since the two are built and shipped as one."""

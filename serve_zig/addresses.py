@@ -9,6 +9,8 @@ from serve_zig.toml_format import string as quoted
 _PORT_MAX = 65_535
 _HOST_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._")
 
+_PATH_CHARACTERS = _HOST_CHARACTERS | frozenset("~/")
+
 
 class AddressError(ValueError):
     """The text is not an address; the message says why and what to write."""
@@ -64,6 +66,16 @@ def parse_address(text: str) -> Address:
             f'found {quoted(text)}; write only host and port, such as "127.0.0.1:8000"'
         )
     return _parse_tcp(text)
+
+
+def check_path_prefix(text: str) -> None:
+    """Refuse what cannot be put before "livez" to make a path; raise AddressError."""
+    is_path = text.startswith("/") and text.endswith("/") and not text.startswith("//")
+    if not is_path or not _PATH_CHARACTERS.issuperset(text):
+        raise AddressError(
+            f"found {quoted(text)}; write a path that begins and ends with a slash and is of "
+            'letters, digits and "-._~/", such as "/-/"'
+        )
 
 
 def parse_url(text: str) -> None:

@@ -1,5 +1,7 @@
 """The application named by ``app.target``: imported, called if it is a factory, and looked over.
 
+Beside it the callables that run once, ``app.startup`` and ``app.shutdown``.
+
 Each way in which that fails has its own message. Where the application's own code raised, its
 traceback is shown, without the launcher's frames.
 """
@@ -43,13 +45,48 @@ def load(target: Target, directory: str, place: str) -> Application:
     ``place`` says where ``app.target`` was written; each message begins with it. Raises
     ApplicationError.
     """
-    if sys.path[:1] != [directory]:
-        sys.path.insert(0, directory)
-    module = _import(target, directory, place)
-    found = _resolve(module, target, place)
+    found = _find(target, directory, place)
     if target.is_factory:
         found = _call_factory(found, target, place)
     return _check(found, target, place)
+
+
+def load_hook(target: Target, directory: str, place: str) -> Callable[[], object]:
+    """Return the callable of ``app.startup`` or ``app.shutdown``; otherwise as ``load``."""
+    found = _find(target, directory, place)
+    if not callable(found):
+        raise ApplicationError(
+            f'{place}: "{target.text}" cannot be called, it is {_describe(found)}; name a function '
+            "without arguments"
+        )
+    code = _code(found) or _code(type(found).__call__)
+    if code is not None and code.co_flags & _IS_COROUTINE:
+        raise ApplicationError(
+            f'{place}: "{target.text}" is asynchronous, and there is no event loop to run it; '
+            "name a plain function, for instance one that calls asyncio.run"
+        )
+    return found
+
+
+def run_hook(hook: Callable[[], object], target: Target, place: str) -> None:
+    """Call what ``load_hook`` returned; raise ApplicationError with its traceback."""
+    try:
+        hook()
+    except (KeyboardInterrupt, StartInterruptedError):
+        raise
+    except SystemExit as error:
+        raise ApplicationError(
+            f'{place}: calling "{target.text}" ended the program with SystemExit({error.code!r})',
+            detail=format_exception(error),
+        ) from None
+    except BaseException as error:
+        raise _raised(f'calling "{target.text}"', error, place) from None
+
+
+def _find(target: Target, directory: str, place: str) -> object:
+    if sys.path[:1] != [directory]:
+        sys.path.insert(0, directory)
+    return _resolve(_import(target, directory, place), target, place)
 
 
 def _import(target: Target, directory: str, place: str) -> object:
@@ -60,7 +97,7 @@ def _import(target: Target, directory: str, place: str) -> object:
         is_of_target = f"{target.module}.".startswith(f"{missing}.")
         if is_of_target and not has_application_frames(error):
             raise ApplicationError(
-                f"{place}: {_explain_missing(target, missing, directory)}"
+                f"{place}: {_explain_missing(target, missing, directory, place)}"
             ) from None
         raise _raised(f'importing "{target.module}"', error, place) from None
     except (KeyboardInterrupt, StartInterruptedError):
@@ -167,7 +204,7 @@ def _describe(value: object) -> str:
     return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
 
 
-def _explain_missing(target: Target, missing: str, directory: str) -> str:
+def _explain_missing(target: Target, missing: str, directory: str, place: str) -> str:
     parent_name, _, name = missing.rpartition(".")
     if not parent_name:
         what = f'no module "{missing}" in {directory} (app.directory), nor elsewhere on sys.path'
@@ -182,7 +219,8 @@ def _explain_missing(target: Target, missing: str, directory: str) -> str:
         what = f'no module "{missing}": the package "{parent_name}"{where} has no "{name}"'
     guess = nearest(name, _module_names(directories))
     if guess is None:
-        return f"{what}; mend app.target or app.directory"
+        key = place.rpartition(": ")[2] or "app.target"
+        return f"{what}; mend {key} or app.directory"
     rest = target.module[len(missing) :]
     whole = f"{parent_name}.{guess}{rest}" if parent_name else f"{guess}{rest}"
     return f'{what}; did you mean "{whole}"?'

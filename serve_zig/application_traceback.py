@@ -32,11 +32,16 @@ def format_exception(exception: BaseException) -> str:
 
 def format_stack(frame: FrameType) -> str:
     """Return the application's part of the stack that ends in ``frame``; empty if it has none."""
+    return escape_controls("".join(application_frames(frame).format()))
+
+
+def application_frames(frame: FrameType) -> traceback.StackSummary:
+    """Return the application's part of the stack that ends in ``frame``, outermost first."""
     import traceback
 
     stack = traceback.extract_stack(frame)
     stack[:] = [entry for entry in stack if not _is_worker_file(entry.filename)]
-    return escape_controls("".join(stack.format()))
+    return stack
 
 
 def has_application_frames(exception: BaseException) -> bool:

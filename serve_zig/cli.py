@@ -14,16 +14,16 @@ from serve_zig.application import load as load_application
 from serve_zig.config import FILE_DEFAULT, Config
 from serve_zig.config import load as load_config
 from serve_zig.errors import EXIT_DRAINED, ConfigError, LauncherError
+from serve_zig.hooks import Hook
+from serve_zig.init_process import run_as_init
 from serve_zig.target import parse_target
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_COMMANDS_LATER = ("top",)
-
 # Each has options of its own, so it stands first on the command line.
-_COMMANDS = ("init", "migrate", "schema")
+_COMMANDS = ("init", "migrate", "schema", "top")
 
 # What a shell reports for a program that SIGINT ended.
 _EXIT_INTERRUPTED = 130
@@ -33,6 +33,7 @@ commands:
   serve-zig init     write a serve.toml for the application of this folder
   serve-zig migrate  print the serve.toml for a gunicorn.conf.py, uwsgi.ini or command
   serve-zig schema   print the JSON Schema of serve.toml, for editors
+  serve-zig top      show what a running server does, live in the terminal
 
 exit status:
   0  after a clean drain
@@ -115,6 +116,9 @@ def _run(options: argparse.Namespace) -> int:
     config = load_config(options.config, options.overrides)
     if options.check:
         return _check(config)
+    status = run_as_init()
+    if status is not None:
+        return status
     # Imported here: --check and the refusals need neither sockets nor threads.
     from serve_zig.runner import serve
 
@@ -128,6 +132,8 @@ def _run_command(command: str, arguments: list[str]) -> int:
             from serve_zig.init_command import main as command_main
         case "migrate":
             from serve_zig.migrate_command import main as command_main
+        case "top":
+            from serve_zig.top import main as command_main
         case _:
             from serve_zig.json_schema import main as command_main
     return command_main(arguments)
@@ -136,8 +142,6 @@ def _run_command(command: str, arguments: list[str]) -> int:
 def _unknown_command(command: str) -> ConfigError:
     if command in _COMMANDS:
         return ConfigError(f"the command {command} stands first: serve-zig {command}")
-    if command in _COMMANDS_LATER:
-        return ConfigError(f"the command {command} is not available yet; leave it out")
     if ":" in command:
         return ConfigError(
             f'"{command}" is not a command; name the application in the config file, or with '
@@ -166,6 +170,8 @@ def _check(config: Config) -> int:
     sys.stdout = sys.stderr
     try:
         load_application(target, config.text("app.directory"), config.place("app.target"))
+        for path in ("app.startup", "app.shutdown"):
+            Hook(config, path).load()
     finally:
         sys.stdout = stdout
     # TOML is UTF-8, whatever the terminal's encoding is.

@@ -99,6 +99,20 @@ class Config:
         """Return where the key stands, and the key, as messages begin with it."""
         return f"{_place(self.file, self._text, path, path in self._overridden)}: {path}"
 
+    def to_tables(self) -> dict[str, dict[str, Value] | list[dict[str, Value]]]:
+        """Return every available key's value, table by table: times in seconds, sizes in bytes.
+
+        A table in ``ARRAYS`` is a list of as many as there are.
+        """
+        found: dict[str, dict[str, Value] | list[dict[str, Value]]] = {}
+        for table in filter(is_available, TABLES):
+            rows = [
+                {key.name: self._values[prefix + key.name] for key in keys_of(table) if key.kind}
+                for prefix in _prefixes(table, self._counts)
+            ]
+            found[table] = rows if table in ARRAYS else rows[0]
+        return found
+
     def to_toml(self) -> str:
         """Return the config as a TOML file that loads to the same config from any directory."""
         tables = []
@@ -419,8 +433,13 @@ def _resolve(config: Config, values: dict[str, Value], written: set[str]) -> Non
         )
 
     values["listen.bind"] = [
-        _absolute_address(text, base, config, problems) for text in config.strings("listen.bind")
+        _absolute_address(text, base, config.place("listen.bind"), problems)
+        for text in config.strings("listen.bind")
     ]
+    if config.text("admin.bind"):
+        values["admin.bind"] = _absolute_address(
+            config.text("admin.bind"), base, config.place("admin.bind"), problems
+        )
 
     access = config.text("log.access")
     if access not in ACCESS_WORDS:
@@ -454,15 +473,15 @@ def _resolve(config: Config, values: dict[str, Value], written: set[str]) -> Non
         raise ConfigError(*problems)
 
 
-def _absolute_address(text: str, base: str, config: Config, problems: list[str]) -> str:
+def _absolute_address(text: str, base: str, place: str, problems: list[str]) -> str:
     address = parse_address(text)
     if not isinstance(address, UnixAddress):
         return text
     path = os.path.join(base, address.path)
     if len(os.fsencode(path)) > _UNIX_PATH_BYTES_MAX:
         problems.append(
-            f"{config.place('listen.bind')}: {toml_format.string(path)} is too long for a unix "
-            f"socket; allowed are {_UNIX_PATH_BYTES_MAX} bytes"
+            f"{place}: {toml_format.string(path)} is too long for a unix socket; allowed are "
+            f"{_UNIX_PATH_BYTES_MAX} bytes"
         )
     return f"unix:{path}"
 

@@ -70,6 +70,11 @@ class Listener:
             self.server_port = _UNIX_SERVER_PORT
 
     @property
+    def is_shared(self) -> bool:
+        """Whether other processes may accept from it too."""
+        return isinstance(self._address, InheritedAddress)
+
+    @property
     def port(self) -> int:
         """The port in use; 0 for a unix socket."""
         name = self._socket.getsockname()

@@ -7,27 +7,33 @@ that is stuck in the application must not keep the process from ending.
 from __future__ import annotations
 
 import os
+import random
 import sys
 import threading
 import time
 
 from serve_zig import cgroup
+from serve_zig.admin import Admin
 from serve_zig.application import load
-from serve_zig.application_traceback import format_stack
 from serve_zig.config import ACCESS_WORDS
 from serve_zig.descriptors import fit_connections
+from serve_zig.diagnosis import Diagnosis, dump_threads
 from serve_zig.errors import (
     EXIT_DRAIN_TIMEOUT,
     EXIT_DRAINED,
     EXIT_FAILED,
+    ApplicationError,
     LauncherError,
     StartInterruptedError,
 )
-from serve_zig.kinds import size_text
+from serve_zig.hooks import Hook
+from serve_zig.kinds import MEBIBYTE, size_text
 from serve_zig.listeners import Listener, close_listeners, open_listeners
 from serve_zig.logging import LEVELS, Log
+from serve_zig.memory import resident_bytes
 from serve_zig.notices import text_of
 from serve_zig.signals import Signals
+from serve_zig.stacks import stack_of
 from serve_zig.static_tables import core_tables
 from serve_zig.target import parse_target
 
@@ -41,6 +47,9 @@ if TYPE_CHECKING:
 
 # A signal ends the wait before that.
 _WAIT_MS = 60_000
+
+# How often resident memory is looked at, where it has a limit.
+_MEMORY_PERIOD_MS = 1000
 
 # How much longer than the core the launcher waits for the end of a drain: whoever polls may be
 # stuck in the application.
@@ -66,6 +75,9 @@ _OPTIONS = {
     "requests_per_connection": "limits.requests_per_connection",
     "response_memory_bytes": "limits.response_memory",
 }
+# Times where 0 means none.
+_OPTIONS_MS_OR_NONE = {"request_timeout_ms": "timeouts.request"}
+_REQUEST_ACTIONS = ("log", "answer", "raise")
 _OPTIONS_MS = {
     "queue_timeout_ms": "concurrency.queue_timeout",
     "head_timeout_ms": "timeouts.head",
@@ -85,11 +97,14 @@ def serve(config: Config) -> int:
     log = Log(config.text("log.level"), config.text("log.format"))
     signals = Signals()
     listeners: list[Listener] = []
+    admin = Admin(config)
+    shutdown = Hook(config, "app.shutdown")
     try:
-        signals.install()
+        signals.install(lambda: dump_threads(log))
         server_type = core_server()
         connections = _fit_connections(config, log)
         _check_access_log(config)
+        admin.open()
         listeners = open_listeners(
             config.strings("listen.bind"),
             config.integer("listen.unix_mode"),
@@ -100,32 +115,41 @@ def serve(config: Config) -> int:
         application = load(target, config.text("app.directory"), config.place("app.target"))
         if telemetry is not None:
             application = telemetry.wrap(application)
+        startup = Hook(config, "app.startup")
+        startup.load()
+        shutdown.load()
+        admin.stage("startup")
+        startup.run()
+        admin.stage("starting")
         for listener in listeners:
             listener.listen(config.integer("listen.backlog"))
         options = core_options(config, connections)
         # From here the descriptors are the core's, which closes them when it drains.
-        sockets = [(one.hand_over(), one.server_name, one.server_port) for one in listeners]
+        sockets = [
+            (one.hand_over(), one.server_name, one.server_port, one.is_shared) for one in listeners
+        ]
         try:
             server = server_type(options, sockets, application, log.report)
         except (OSError, ValueError, RuntimeError, MemoryError) as error:
             raise LauncherError(f"the core cannot start: {type(error).__name__}: {error}") from None
         sys.setswitchinterval(config.seconds("concurrency.switch_interval"))
-        signals.serving(server.wakeup_fd())
+        signals.serving(server.wakeup_fd(), server.announce_drain)
         workers = Workers(server, log)
         workers.start()
-        version = build_information()["version"]
-        urls = ", ".join(one.url for one in listeners)
-        log.info(
-            f"serve-zig {version} (pid {os.getpid()}) serves {target.text} on {urls} "
-            f"with {config.integer('concurrency.threads')} threads"
-        )
+        raises = config.text("timeouts.request_action") == "raise"
+        diagnosis = Diagnosis(server, workers.threads, log, raises)
+        admin.serve(server, diagnosis)
+        _say_hello(config, listeners, admin, log)
         _say_surroundings(config, log)
-        run = _Run(server, workers, listeners, signals, log, config.seconds("timeouts.drain"))
+        limit = options["requests_limit"]
+        assert isinstance(limit, int)
+        run = _Run(server, workers, diagnosis, listeners, signals, log, config, limit)
         status = run.wait()
         if telemetry is not None:
             telemetry.close()
         signals.ending()
     except (StartInterruptedError, LauncherError):
+        admin.close()
         # An import that a signal broke off may fail in the application's own way.
         if not signals.stops:
             raise
@@ -134,10 +158,47 @@ def serve(config: Config) -> int:
     finally:
         close_listeners(listeners)
     have_ended = workers.join(_JOIN_SECONDS if status == EXIT_DRAINED else _JOIN_SECONDS_HURRIED)
+    if status != EXIT_FAILED:
+        admin.stage("shutdown")
+        status = _shut_down(shutdown, status, config.seconds("timeouts.drain"), log)
     server.close_logs()
     if not have_ended:
         _exit(status)
+    admin.close()
     _exit_within(_EXIT_SECONDS, status, log)
+    return status
+
+
+def _say_hello(config: Config, listeners: list[Listener], admin: Admin, log: Log) -> None:
+    version = build_information()["version"]
+    urls = ", ".join(one.url for one in listeners)
+    log.info(
+        f"serve-zig {version} (pid {os.getpid()}) serves {config.text('app.target')} on {urls} "
+        f"with {config.integer('concurrency.threads')} threads"
+    )
+    if admin.urls:
+        log.info(f"the admin listener is on {', '.join(admin.urls)}")
+
+
+def _shut_down(shutdown: Hook, status: int, seconds: float, log: Log) -> int:
+    """Run app.shutdown, which may take as long as a drain, and return the exit status."""
+    done = threading.Event()
+
+    def give_up() -> None:
+        if done.wait(seconds):
+            return
+        stack = stack_of(threading.main_thread().ident or 0)
+        log.error(f"app.shutdown takes longer than {seconds:g} s; the process ends now", stack)
+        _exit(EXIT_DRAIN_TIMEOUT)
+
+    threading.Thread(target=give_up, name="serve-zig-shutdown", daemon=True).start()
+    try:
+        shutdown.run()
+    except ApplicationError as error:
+        sys.stderr.write(error.report())
+        return status or error.exit_status
+    finally:
+        done.set()
     return status
 
 
@@ -190,7 +251,15 @@ def core_options(config: Config, connections: int) -> Options:
     options: Options = {name: config.integer(path) for name, path in _OPTIONS.items()}
     for name, path in _OPTIONS_MS.items():
         options[name] = max(1, round(config.seconds(path) * 1000))
+    for name, path in _OPTIONS_MS_OR_NONE.items():
+        seconds = config.seconds(path)
+        options[name] = max(1, round(seconds * 1000)) if seconds else 0
+    options["request_action"] = _REQUEST_ACTIONS.index(config.text("timeouts.request_action"))
     options["connections"] = connections
+    options["requests_limit"] = requests_limit(
+        config.integer("limits.requests"), config.integer("limits.requests_jitter")
+    )
+    options["in_band"] = config.text("admin.in_band")
     options["proxy_trusted"] = ",".join(config.strings("proxy.trusted"))
     options["proxy_headers"] = config.text("proxy.headers")
     options["proxy_protocol"] = config.boolean("proxy.protocol")
@@ -206,6 +275,11 @@ def core_options(config: Config, connections: int) -> Options:
     options["python_version"] = ".".join(map(str, sys.version_info[:3]))
     options["static"] = core_tables(config)
     return options
+
+
+def requests_limit(requests: int, jitter: int) -> int:
+    """Return after how many requests the server drains; 0 for never."""
+    return requests + random.randint(0, jitter) if requests else 0
 
 
 def temporary_directory() -> str:
@@ -260,17 +334,6 @@ class Workers:
                 thread.join(max(0.0, deadline - time.monotonic()))
         return not any(thread.is_alive() for thread in self.threads)
 
-    def stacks(self) -> list[tuple[str, str]]:
-        """Return name and stack of each thread that is inside the application."""
-        frames = sys._current_frames()
-        found = []
-        for thread in self.threads:
-            frame = frames.get(thread.ident or 0)
-            stack = format_stack(frame) if frame is not None else ""
-            if stack:
-                found.append((thread.name, stack))
-        return found
-
     def _work(self, number: int) -> None:
         try:
             self._server.run_worker(number)
@@ -288,40 +351,51 @@ class Workers:
 
 
 class _Run:
-    """From the first request to the exit status. ``drain_seconds`` is timeouts.drain."""
+    """From the first request to the exit status."""
 
     def __init__(
         self,
         server: Server,
         workers: Workers,
+        diagnosis: Diagnosis,
         listeners: list[Listener],
         signals: Signals,
         log: Log,
-        drain_seconds: float,
+        config: Config,
+        requests_limit: int,
     ) -> None:
         self._server = server
         self._workers = workers
+        self._diagnosis = diagnosis
         self._listeners = listeners
         self._signals = signals
         self._log = log
-        self._drain_seconds = drain_seconds
+        self._drain_seconds = config.seconds("timeouts.drain")
+        self._delay_seconds = config.seconds("timeouts.drain_delay")
+        self._requests_limit = requests_limit
+        self._memory_limit = config.integer("limits.memory")
+        self._drains_at: float | None = None
         self._deadline: float | None = None
 
     def wait(self) -> int:
-        """Wait for the end, acting on signals, and return the exit status."""
+        """Wait for the end, acting on signals and limits, and return the exit status."""
         while not self._server.wait(self._timeout_ms()):
-            for note in self._signals.take_notes():
-                self._log.warning(note)
             self._tell_notices()
             if self._signals.take_reopening():
                 self._server.reopen_logs()
                 self._log.info("SIGHUP: log files are opened anew")
+            self._diagnose()
             stops = self._signals.stops
             if len(stops) > 1:
                 self._log.warning(f"{stops[1]}: the second signal; the server stops at once")
                 return self._stop(EXIT_FAILED)
-            if stops and self._deadline is None:
-                self._drain(stops[0])
+            if self._drains_at is None:
+                why = stops[0] if stops else self._limit_passed()
+                if why:
+                    self._leave(why)
+            if self._drains_at is not None and self._deadline is None:
+                if time.monotonic() >= self._drains_at:
+                    self._drain()
             elif self._deadline is not None and time.monotonic() >= self._deadline:
                 return self._time_out()
         if self._workers.has_failed:
@@ -338,16 +412,46 @@ class _Run:
         while (notice := self._server.take_notice()) is not None:
             self._log.warning(text_of(*notice))
 
-    def _timeout_ms(self) -> int:
-        if self._deadline is None:
-            return _WAIT_MS
-        left_ms = round((self._deadline - time.monotonic()) * 1000)
-        return max(1, min(_WAIT_MS, left_ms))
+    def _diagnose(self) -> None:
+        try:
+            if self._signals.take_dump():
+                self._diagnosis.dump("SIGUSR1")
+            self._diagnosis.act_on_overdue()
+        except Exception as error:
+            # A log that cannot be written must not end what it speaks of.
+            self._log.error(f"diagnosis: {type(error).__name__}: {error}")
 
-    def _drain(self, signal_name: str) -> None:
-        seconds = self._drain_seconds
-        self._deadline = time.monotonic() + seconds + _DRAIN_GRACE_SECONDS
-        self._log.info(f"{signal_name}: draining for at most {seconds:g} s ({self._load_text()})")
+    def _timeout_ms(self) -> int:
+        until = self._drains_at if self._deadline is None else self._deadline
+        if until is not None:
+            left_ms = round((until - time.monotonic()) * 1000)
+            return max(1, min(_WAIT_MS, left_ms))
+        return _MEMORY_PERIOD_MS if self._memory_limit else _WAIT_MS
+
+    def _limit_passed(self) -> str:
+        """Return which limit on the whole process has been passed, for the log; else nothing."""
+        if self._requests_limit and self._server.status()["requests"] >= self._requests_limit:
+            return f"limits.requests: {self._requests_limit} requests have been answered"
+        if self._memory_limit:
+            resident = resident_bytes()
+            if resident > self._memory_limit:
+                return (
+                    f"limits.memory: {resident / MEBIBYTE:.1f} MiB are resident, which is more "
+                    f"than {self._memory_limit / MEBIBYTE:.1f} MiB"
+                )
+        return ""
+
+    def _leave(self, why: str) -> None:
+        """Let /readyz fail, and drain when balancers have had time to hear of it."""
+        self._server.announce_drain()
+        self._drains_at = time.monotonic() + self._delay_seconds
+        after = f"in {self._delay_seconds:g} s, " if self._delay_seconds else ""
+        self._log.info(
+            f"{why}: draining {after}for at most {self._drain_seconds:g} s ({self._load_text()})"
+        )
+
+    def _drain(self) -> None:
+        self._deadline = time.monotonic() + self._drain_seconds + _DRAIN_GRACE_SECONDS
         self._workers.ending()
         for listener in self._listeners:
             listener.remove_file()
@@ -358,8 +462,7 @@ class _Run:
         self._log.error(
             f"the drain timed out after {self._drain_seconds:g} s ({self._load_text()})"
         )
-        for name, stack in self._workers.stacks():
-            self._log.error(f"{name} is still inside the application", stack)
+        self._diagnosis.report_stuck()
         return self._stop(EXIT_DRAIN_TIMEOUT)
 
     def _stop(self, status: int) -> int:

@@ -7,7 +7,7 @@ no kind: it is refused by name, never accepted and ignored.
 
 from __future__ import annotations
 
-from serve_zig.addresses import parse_url
+from serve_zig.addresses import check_path_prefix, parse_address, parse_url
 from serve_zig.kinds import (
     GIBIBYTE,
     KIBIBYTE,
@@ -29,11 +29,13 @@ from serve_zig.kinds import (
     Value,
 )
 from serve_zig.static_tables import check_cache_control, check_index, check_route
-from serve_zig.target import parse_target
+from serve_zig.target import parse_hook, parse_target
 
 # Below a millisecond there is nothing left to time; 0 would read as "no limit" to some and as "at
 # once" to others, so that a key whose meaning at 0 is not stated does not take it.
 _SECONDS_LEAST = 0.001
+
+_HOOK = 'a string such as "package.module:callable", or "" for none'
 
 
 class Key:
@@ -114,13 +116,24 @@ KEYS: tuple[Key, ...] = (
         ".",
         "The directory that is put first on sys.path, relative to the config file.",
     ),
-    _later(
-        "app.startup", '""', "A callable that runs once after the import, before /readyz turns 200."
+    Key(
+        "app.startup",
+        Text(_HOOK, parse_hook, empty=True),
+        "",
+        "A callable without arguments that runs once, on the main thread, after the import and "
+        "before the first request; if it raises, the exit status is 3.",
     ),
-    _later("app.shutdown", '""', "A callable that runs once after the drain."),
-    _later(
+    Key(
+        "app.shutdown",
+        Text(_HOOK, parse_hook, empty=True),
+        "",
+        "A callable without arguments that runs once, on the main thread, after the drain; if it "
+        "raises, the exit status is 3.",
+    ),
+    Key(
         "app.startup_timeout",
-        "0.0",
+        Seconds(0.0),
+        0.0,
         "The server gives up with status 3 when import and startup take longer; 0: never.",
     ),
     Key(
@@ -219,16 +232,26 @@ KEYS: tuple[Key, ...] = (
         MEBIBYTE,
         "How much of one response is held ahead of a slow client, so that its thread is free.",
     ),
-    _later("limits.requests", "0", "The server drains and exits 0 after so many; 0: never."),
-    _later(
-        "limits.requests_jitter",
-        "0",
-        "The most requests, chosen at random, that are added to limits.requests.",
+    Key(
+        "limits.requests",
+        Integer(0, 2**53),
+        0,
+        "After so many requests the server drains and exits 0, for the orchestrator to replace "
+        "it; 0: never.",
     ),
-    _later(
+    Key(
+        "limits.requests_jitter",
+        Integer(0, 2**53),
+        0,
+        "The most requests, chosen at random at the start, that are added to limits.requests, so "
+        "that replicas do not end together.",
+    ),
+    Key(
         "limits.memory",
-        "0",
-        "The server drains and exits 0 when resident memory passes it; 0: never.",
+        Size(0, 8 * TEBIBYTE),
+        0,
+        "The server drains and exits 0 when its resident memory passes it, which is looked at "
+        "once a second; 0: never.",
     ),
     Key(
         "timeouts.head",
@@ -254,10 +277,13 @@ KEYS: tuple[Key, ...] = (
         30.0,
         "Without progress on a response; past it the connection is closed.",
     ),
-    _later(
+    Key(
         "timeouts.drain_delay",
-        "0.0",
-        "After SIGTERM connections are accepted for so long, with /readyz at 503.",
+        Seconds(0.0),
+        0.0,
+        "After SIGTERM or SIGINT: for so long connections are still accepted and every response "
+        "says that its connection closes, with /readyz at 503, until balancers have heard of it "
+        "(Kubernetes: 5.0).",
     ),
     Key(
         "timeouts.drain",
@@ -266,11 +292,20 @@ KEYS: tuple[Key, ...] = (
         "After SIGTERM or SIGINT: how long what is in flight may take; past it the exit status "
         "is 4.",
     ),
-    _later("timeouts.request", "0.0", "For one application call; 0: no limit."),
-    _later(
+    Key(
+        "timeouts.request",
+        Seconds(0.0),
+        0.0,
+        "For one application call, and anew for each piece of a response that it gives; 0: no "
+        "limit.",
+    ),
+    Key(
         "timeouts.request_action",
-        '"log"',
-        'What happens past timeouts.request: "log" the Python stack, "answer" 504, or "raise".',
+        Choice("log", "answer", "raise"),
+        "log",
+        'What happens past timeouts.request: "log" writes the thread\'s Python stack to the log, '
+        'once; "answer" answers 504 as well; "raise" raises serve_zig.RequestTimeout inside the '
+        "handler as well.",
     ),
     Key(
         "proxy.trusted",
@@ -334,9 +369,32 @@ KEYS: tuple[Key, ...] = (
         "Whether answers have a Server-Timing field that says where the time went until then "
         "(head, body, queue, gil, app), for the browser's developer tools.",
     ),
-    _later("admin.bind", '""', "The address of the admin listener; empty: none."),
-    _later("admin.livez_stall", "30.0", "How long a stall may last until /livez turns 503."),
-    _later("admin.in_band", '""', "A path prefix for /livez and /readyz on the main listeners."),
+    Key(
+        "admin.bind",
+        Text(
+            'an address such as "127.0.0.1:9100" or "unix:/run/admin.sock", or "" for none',
+            parse_address,
+            empty=True,
+        ),
+        "",
+        "The address of the admin listener, which answers /livez, /readyz, /metrics, /status, "
+        "/threads and a page, also while the application is imported or holds the GIL; empty: "
+        "none.",
+    ),
+    Key(
+        "admin.livez_stall",
+        Seconds(_SECONDS_LEAST),
+        30.0,
+        "/livez turns 503 when for so long no request has begun or ended and the GIL could not "
+        "be taken while requests wait.",
+    ),
+    Key(
+        "admin.in_band",
+        Text('a path prefix such as "/-/", or "" for none', check_path_prefix, empty=True),
+        "",
+        "A path prefix under which the main listeners answer livez and readyz too, for platforms "
+        "that allow one port; those two paths are then hidden from the application.",
+    ),
     Key(
         "telemetry.otlp_endpoint",
         OptionalText(

@@ -13,11 +13,8 @@ from serve_zig.errors import EXIT_FAILED, StartInterruptedError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import FrameType
-
-_NOT_AVAILABLE = {
-    signal.SIGUSR1: "writing the threads' stacks to the log",
-}
 
 
 class Signals:
@@ -28,40 +25,47 @@ class Signals:
 
     def __init__(self) -> None:
         self.stops: list[str] = []
-        self._notes: list[str] = []
         self._is_reopening = False
+        self._dumps = False
         self._phase = "starting"
         self._process = os.getpid()
+        self._announce: Callable[[], None] | None = None
+        self._dump: Callable[[], None] | None = None
 
-    def install(self) -> None:
-        """Take over the signals. As PID 1 the kernel drops those without a handler."""
+    def install(self, dump: Callable[[], None]) -> None:
+        """Take over the signals. As PID 1 the kernel drops those without a handler.
+
+        ``dump`` is called for SIGUSR1 while the main loop does not run.
+        """
+        self._dump = dump
         signal.signal(signal.SIGTERM, self._stop)
         if self.obeys_interrupt:
             signal.signal(signal.SIGINT, self._stop)
         signal.signal(signal.SIGHUP, self._reopen)
-        signal.signal(signal.SIGUSR1, self._note)
+        signal.signal(signal.SIGUSR1, self._dump_later)
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
 
-    def serving(self, wakeup_descriptor: int) -> None:
-        """From here on a stop signal is for the main loop to act on.
+    def serving(self, wakeup_descriptor: int, announce: Callable[[], None]) -> None:
+        """From here on a stop signal is for the main loop to act on; ``announce`` is called first.
 
         A signal ends ``Server.wait`` through the descriptor, even one that comes just before it
         or that the system hands to another thread. Raises StartInterruptedError for a signal that
         came before and that the application swallowed while it was imported.
         """
         signal.set_wakeup_fd(wakeup_descriptor, warn_on_full_buffer=False)
+        self._announce = announce
         self._phase = "serving"
         if self.stops:
             raise StartInterruptedError
 
     def ending(self) -> None:
-        """From here on a stop signal ends the process: only the interpreter's exit is left."""
+        """From here on a second stop signal ends the process; little but its exit is left."""
         self._phase = "ending"
 
-    def take_notes(self) -> list[str]:
-        """Return what the log should say about the signals since the last call."""
-        notes, self._notes = self._notes, []
-        return notes
+    def take_dump(self) -> bool:
+        """Return whether SIGUSR1 has come since the last call."""
+        taken, self._dumps = self._dumps, False
+        return taken
 
     def take_reopening(self) -> bool:
         """Return whether log files shall be opened anew, once for each SIGHUP or several."""
@@ -76,16 +80,21 @@ class Signals:
             _end_child(number)
             return
         self.stops.append(signal.Signals(number).name)
-        if self._phase == "ending":
+        if self._phase == "serving":
+            if self._announce is not None:
+                self._announce()
+            return
+        if len(self.stops) > 1:
             os._exit(EXIT_FAILED)
         if self._phase == "starting":
-            if len(self.stops) > 1:
-                os._exit(EXIT_FAILED)
             raise StartInterruptedError
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        name = signal.Signals(number)
-        self._notes.append(f"{name.name}: {_NOT_AVAILABLE[name]} is not available yet; ignored")
+    def _dump_later(self, number: int, frame: FrameType | None) -> None:
+        self._dumps = True
+        if self._phase != "serving" and self._dump is not None:
+            # The main loop does not run: the application is imported, or shuts down.
+            self._dumps = False
+            self._dump()
 
 
 def _end_child(number: int) -> None:

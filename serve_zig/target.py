@@ -52,5 +52,13 @@ def parse_target(text: str) -> Target:
     return Target(text, module, name, call)
 
 
+def parse_hook(text: str) -> Target:
+    """Return the callable that ``text`` names, which is called once; raise TargetError."""
+    target = parse_target(text)
+    if target.is_factory:
+        raise TargetError(f"found {quoted(text)}; it is called by the server, so leave out the ()")
+    return target
+
+
 def _is_dotted_name(text: str) -> bool:
     return all(part.isidentifier() for part in text.split("."))

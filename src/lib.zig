@@ -5,6 +5,8 @@
 //! thread that calls them. What they return is a new reference.
 
 const py = @import("pydust");
+const admin_object = @import("python/admin_object.zig");
+const diagnosis = @import("python/diagnosis.zig");
 const server_object = @import("python/server_object.zig");
 
 const root = @This();
@@ -15,9 +17,9 @@ pub const Server = py.class(struct {
         \\
         \\An HTTP server for one WSGI application. `options` has an entry for each setting of the
         \\core (times in milliseconds, sizes in bytes); `listeners` are tuples of a descriptor,
-        \\which the server takes over, SERVER_NAME and SERVER_PORT; `report` is called with
-        \\(kind, message, exception, method, target, client, request_id) when the application
-        \\fails.
+        \\which the server takes over, SERVER_NAME, SERVER_PORT, and whether other processes accept
+        \\from it too; `report` is called with (kind, message, exception, method, target, client,
+        \\request_id) when the application fails.
     ;
     const Self = @This();
 
@@ -49,6 +51,11 @@ pub const Server = py.class(struct {
 
     pub fn drain(self: *const Self) !py.PyObject {
         return object(server_object.drain(self.handle));
+    }
+
+    /// A drain will come; /readyz fails from here on.
+    pub fn announce_drain(self: *const Self) !py.PyObject {
+        return object(server_object.announce_drain(self.handle));
     }
 
     pub fn stop(self: *const Self) !py.PyObject {
@@ -87,6 +94,84 @@ pub const Server = py.class(struct {
 
     pub fn status(self: *const Self) !py.PyObject {
         return object(server_object.status(self.handle));
+    }
+
+    /// The requests in flight.
+    pub fn requests(self: *const Self) !py.PyObject {
+        return object(diagnosis.requests(self.handle));
+    }
+
+    /// An application call that has passed its time limit, each once.
+    pub fn take_overdue(self: *const Self) !py.PyObject {
+        return object(diagnosis.take_overdue(self.handle));
+    }
+
+    /// Raises an exception in the worker of this number if it is still in this call.
+    pub fn interrupt(self: *const Self, args: struct {
+        thread: py.PyObject,
+        call: py.PyObject,
+        exception: py.PyObject,
+    }) !py.PyObject {
+        return object(diagnosis.interrupt(
+            self.handle,
+            @ptrCast(args.thread.py),
+            @ptrCast(args.call.py),
+            @ptrCast(args.exception.py),
+        ));
+    }
+});
+
+pub const Admin = py.class(struct {
+    pub const __doc__ =
+        \\Admin(options, listeners)
+        \\
+        \\The admin listener, on a thread without Python. `listeners` are descriptors, which it
+        \\takes over.
+    ;
+    const Self = @This();
+
+    handle: ?*anyopaque,
+
+    pub fn __init__(self: *Self, args: struct {
+        options: py.PyObject,
+        listeners: py.PyObject,
+    }) !void {
+        self.handle = null;
+        self.handle = try raised(admin_object.create(
+            @ptrCast(args.options.py),
+            @ptrCast(args.listeners.py),
+        ));
+    }
+
+    /// Where the process is between its start and its end.
+    pub fn stage(self: *const Self, args: struct { name: py.PyObject }) !py.PyObject {
+        return object(admin_object.stage(self.handle, @ptrCast(args.name.py)));
+    }
+
+    /// From here on the answers are about this server.
+    pub fn serve(self: *const Self, args: struct {
+        server: *const Server.definition,
+    }) !py.PyObject {
+        return object(admin_object.serve(self.handle, args.server.handle));
+    }
+
+    /// The life of the helper thread: the name of something to do.
+    pub fn wait(self: *const Self) !py.PyObject {
+        return object(admin_object.wait(self.handle));
+    }
+
+    pub fn answer(self: *const Self, args: struct { text: py.PyObject }) !py.PyObject {
+        return object(admin_object.answer(self.handle, @ptrCast(args.text.py)));
+    }
+
+    /// Makes `wait` return "stop".
+    pub fn dismiss(self: *const Self) !py.PyObject {
+        return object(admin_object.dismiss(self.handle));
+    }
+
+    /// Closes the listeners.
+    pub fn stop(self: *const Self) !py.PyObject {
+        return object(admin_object.stop(self.handle));
     }
 });
 

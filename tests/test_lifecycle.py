@@ -29,10 +29,11 @@ def begin(server: Server, target: str) -> Connection:
 
 
 def refuses(server: Server) -> bool:
-    """Whether a new connection is refused, and not taken and then dropped."""
+    """Whether a new connection is not let in, rather than taken and then dropped."""
     family, address = address_of(server.binds[0])
     with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1.0)
+        # For a moment the first packet of a handshake is dropped, before it is refused.
+        probe.settimeout(0.2)
         return probe.connect_ex(address) != 0
 
 

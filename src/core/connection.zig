@@ -71,6 +71,8 @@ pub const Connection = struct {
     hangup: bool = false,
     /// Its response ends in a way that only a reset can show.
     resets: bool = false,
+    /// While it lingers: the client has sent the whole request that was answered.
+    came_whole: bool = false,
     /// The poller looks at it again soon; `turn` says `worker` until then.
     coming_back: bool = false,
     /// What it says of a client in forwarded fields is believed.

@@ -36,6 +36,12 @@ pub const connection = @import("connection.zig");
 pub const suspension = @import("suspension.zig");
 pub const poller = @import("poller.zig");
 pub const server = @import("server.zig");
+pub const overdue = @import("overdue.zig");
+pub const health = @import("health.zig");
+pub const inspector = @import("inspector.zig");
+pub const json = @import("json.zig");
+pub const admin = @import("admin.zig");
+pub const admin_pages = @import("admin_pages.zig");
 
 pub const date_parser = @import("date_parser.zig");
 pub const field_values = @import("field_values.zig");
@@ -54,6 +60,7 @@ test {
     _ = @import("scheduler_test.zig");
     _ = @import("scheduler_own_test.zig");
     _ = @import("server_test.zig");
+    _ = @import("admin_test.zig");
     _ = @import("proxies_test.zig");
     _ = @import("static_test.zig");
 }

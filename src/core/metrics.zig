@@ -56,7 +56,7 @@ pub const Histogram = extern struct {
         self.sum_ns.add(value_ns);
     }
 
-    const bounds_ns: [bounds.len]u64 = blk: {
+    pub const bounds_ns: [bounds.len]u64 = blk: {
         var list: [bounds.len]u64 = undefined;
         for (&list, bounds) |*bound, entry| bound.* = entry[0];
         break :blk list;

@@ -21,7 +21,9 @@ const connection_module = @import("connection.zig");
 const body_module = @import("body.zig");
 const suspension_module = @import("suspension.zig");
 const exchange_module = @import("exchange.zig");
+const Probe = @import("health.zig").Probe;
 const observer = @import("observer.zig");
+const overdue = @import("overdue.zig");
 const response_head = @import("response_head.zig");
 const StaticFiles = @import("static.zig").StaticFiles;
 const Server = @import("server.zig").Server;
@@ -48,10 +50,30 @@ const watch_bit: u64 = 1 << 62;
 /// suspended: it may have left, and nothing will be sent that could show it.
 const half_closed_ms = 1000;
 
+/// For how long after a drain begins handshakes that are under way may end; the round trip to a
+/// client near by.
+const arrival_ms = 5;
+/// How long a drain leaves idle connections open: a request may be on its way.
+const idle_grace_ms = 100;
+/// How long a drain waits for clients to close after their last response.
+const drain_linger_ms = 100;
+/// How long a drain waits for the rest of requests that have begun to come.
+const drain_receive_ms = 5000;
+const late_head_ms = 1000;
+
 const Listener = struct {
     fd: sys.Fd,
+    /// Another process accepts from it too, and goes on doing so.
+    is_shared: bool,
     /// The kernel may hold connections that no new event will tell of.
     unread: bool = false,
+};
+
+/// A bound, listening socket, which the poller takes over.
+pub const ListenerOptions = struct {
+    fd: sys.Fd,
+    /// Another process may have it too, such as the one that passed it on.
+    is_shared: bool = false,
 };
 
 pub const Poller = struct {
@@ -69,7 +91,14 @@ pub const Poller = struct {
     request_count: u64 = 0,
     date: date_module.Date = .{},
     draining: bool = false,
+    drain_began_ms: u64 = 0,
     drain_deadline_ms: u64 = 0,
+    /// When a drain closes the listeners; null when they are closed, or before.
+    arrivals_end_ms: ?u64 = null,
+    /// When a drain closes the next of the idle connections.
+    idle_end_ms: ?u64 = null,
+    /// When the first application call can be overdue, if they have a time limit.
+    overdue_ms: u64 = 0,
     /// No accepting before this: the process was out of descriptors.
     accept_after_ms: u64 = 0,
     /// Requests read in this batch, on their way to the ready queue.
@@ -90,7 +119,7 @@ pub const Poller = struct {
 
     pub fn init(
         server: *Server,
-        listeners: []const sys.Fd,
+        listeners: []const ListenerOptions,
     ) error{ OutOfMemory, Unexpected }!Poller {
         const gpa = server.gpa;
         var reactor = try reactor_module.Reactor.init();
@@ -106,11 +135,11 @@ pub const Poller = struct {
         const tables = server.options.static;
         const static_files = if (tables.len > 0) try StaticFiles.create(gpa, tables) else null;
         errdefer if (static_files) |files| files.destroy();
-        for (listeners, own, 0..) |fd, *listener, index| {
-            listener.* = .{ .fd = fd };
-            sys.set_nonblocking(fd);
-            sys.set_no_delay(fd);
-            try reactor.register(fd, listener_bit | index);
+        for (listeners, own, 0..) |given, *listener, index| {
+            listener.* = .{ .fd = given.fd, .is_shared = given.is_shared };
+            sys.set_nonblocking(given.fd);
+            sys.set_no_delay(given.fd);
+            try reactor.register(given.fd, listener_bit | index);
         }
         return .{
             .server = server,
@@ -185,6 +214,11 @@ pub const Poller = struct {
         }
         if (self.draining) {
             earliest = @min(earliest orelse self.drain_deadline_ms, self.drain_deadline_ms);
+            if (self.arrivals_end_ms) |time| earliest = @min(earliest.?, time);
+            if (self.idle_end_ms) |time| earliest = @min(earliest.?, time);
+        }
+        if (self.server.limits_calls()) {
+            earliest = @min(earliest orelse self.overdue_ms, self.overdue_ms);
         }
         if (self.wants_to_accept()) {
             const time = self.accept_after_ms;
@@ -200,7 +234,8 @@ pub const Poller = struct {
         if (event.token & listener_bit != 0) {
             const index: usize = @intCast(event.token & ~listener_bit);
             if (index >= self.listeners.len) return;
-            if (event.readable) self.listeners[index].unread = true;
+            const is_open = self.listeners[index].fd != sys.no_fd;
+            if (event.readable and is_open) self.listeners[index].unread = true;
             return;
         }
         const connection = self.slots.find(event.token & ~watch_bit) orelse return;
@@ -605,7 +640,23 @@ pub const Poller = struct {
             self.refuse(connection, 400, forwarded.reason_of(err));
             return true;
         };
+        if (self.server.options.in_band.len > 0) {
+            if (self.answer_probe(connection, exchange)) return true;
+        }
         self.begin_body(connection, exchange);
+        return true;
+    }
+
+    /// Answers a health check at once, whatever the threads do; false when it is none.
+    fn answer_probe(self: *Poller, connection: *Connection, exchange: *Exchange) bool {
+        const head = &exchange.head;
+        const probe = Probe.of(
+            self.server.options.in_band,
+            head.method.of(exchange.bytes),
+            head.path.of(exchange.bytes),
+        ) orelse return false;
+        self.server.answer_probe(connection, probe, &self.date);
+        self.finish_own(connection);
         return true;
     }
 
@@ -811,6 +862,11 @@ pub const Poller = struct {
             exchange.record.timing.pass(phase, sys.monotonic_ns());
         }
         self.server.refuse(connection, refusal, &self.date, &self.lane);
+        self.finish_own(connection);
+    }
+
+    /// After an answer of the server's own has been written.
+    fn finish_own(self: *Poller, connection: *Connection) void {
         if (connection.state == .closing) return self.mark_closing(connection);
         self.set_deadline(connection, self.server.options.write_timeout_ms);
         self.flush(connection);
@@ -913,8 +969,10 @@ pub const Poller = struct {
         if (connection.hangup and !connection.unread) return self.mark_closing(connection);
         sys.shutdown_send(connection.fd);
         connection.state = .lingering;
+        connection.came_whole = false;
         self.server.lingering.add(1);
         if (connection.exchange) |exchange| {
+            connection.came_whole = exchange.head.is_complete() and exchange.body.complete;
             self.server.pool.release(exchange);
             connection.exchange = null;
         }
@@ -983,6 +1041,7 @@ pub const Poller = struct {
 
     fn set_deadline(self: *Poller, connection: *Connection, after_ms: u64) void {
         connection.deadline_ms = self.now_ms + after_ms;
+        if (self.draining) self.shorten_deadline(connection);
         self.deadlines.ensure(connection.index, connection.deadline_ms);
     }
 
@@ -1002,6 +1061,9 @@ pub const Poller = struct {
         }
         while (self.server.scheduler.take_expired()) |connection| {
             self.shed(connection, "queue_timeout");
+        }
+        if (self.server.limits_calls() and self.now_ms >= self.overdue_ms) {
+            self.overdue_ms = overdue.look(self.server, &self.lane, &self.date, self.now_ms);
         }
     }
 
@@ -1030,21 +1092,21 @@ pub const Poller = struct {
 
     // ---- The end -------------------------------------------------------------------------------
 
-    /// Takes what the kernel has accepted already, closes the listeners and the idle connections.
+    /// Lets nobody new in, takes what the kernel has accepted, and reads what has come.
     fn begin_drain(self: *Poller) void {
         self.now_ms = sys.monotonic_ms();
-        for (self.listeners, 0..) |*listener, index| {
-            listener.unread = true;
-            while (listener.unread) if (!self.accept_one(listener, @intCast(index))) break;
-        }
         self.draining = true;
+        self.drain_began_ms = self.now_ms;
+        self.drain_deadline_ms = self.now_ms + self.server.options.drain_timeout_ms;
+        self.server.receive_by_ms.store(self.now_ms + drain_receive_ms, .release);
         self.server.wants_idle.store(true, .seq_cst);
         self.server.draining.store(true, .release);
-        self.drain_deadline_ms = self.now_ms + self.server.options.drain_timeout_ms;
-        self.close_listeners();
+        self.end_arrivals();
         for (self.slots.touched()) |*connection| {
             if (connection.fd == sys.no_fd) continue;
             if (connection.turn.load(.acquire) & Turn.worker != 0) continue;
+            self.shorten_deadline(connection);
+            self.deadlines.ensure(connection.index, connection.deadline_ms);
             // A request that came but was not read yet is answered.
             switch (connection.state) {
                 .reading_head => self.read_head(connection),
@@ -1055,25 +1117,83 @@ pub const Poller = struct {
         }
     }
 
-    fn close_listeners(self: *Poller) void {
-        for (self.listeners) |*listener| {
-            if (listener.fd == sys.no_fd) continue;
-            self.reactor.unregister(listener.fd);
-            sys.close(listener.fd);
-            listener.* = .{ .fd = sys.no_fd };
+    /// Closes the listeners, those at once on which that loses nobody.
+    fn end_arrivals(self: *Poller) void {
+        for (self.listeners, 0..) |*listener, index| {
+            // What waits in a queue that is shared is for the others to accept.
+            const is_ended = !listener.is_shared and sys.stop_arrivals(listener.fd);
+            if (is_ended) self.arrivals_end_ms = self.now_ms + arrival_ms;
+            self.accept_all(listener, @intCast(index));
+            if (!is_ended) self.close_listener(listener);
         }
     }
 
+    fn accept_all(self: *Poller, listener: *Listener, index: u8) void {
+        listener.unread = true;
+        while (listener.unread) if (!self.accept_one(listener, index)) break;
+    }
+
+    /// The handshakes that were under way have ended, or have had time to.
+    fn close_arrivals(self: *Poller) void {
+        const time = self.arrivals_end_ms orelse return;
+        if (self.now_ms < time) return;
+        for (self.listeners, 0..) |*listener, index| {
+            if (listener.fd != sys.no_fd) self.accept_all(listener, @intCast(index));
+        }
+        self.close_listeners();
+        self.arrivals_end_ms = null;
+    }
+
+    /// What a drain allows is less than what is allowed otherwise.
+    fn shorten_deadline(self: *Poller, connection: *Connection) void {
+        const receive_by_ms = self.drain_began_ms + drain_receive_ms;
+        const limit_ms = switch (connection.state) {
+            // One that begins late has a moment all the same.
+            .reading_proxy_header, .reading_head => if (connection.exchange == null)
+                return
+            else
+                @max(receive_by_ms, self.now_ms + late_head_ms),
+            .reading_body => receive_by_ms,
+            // A client that has sent all that it wanted to needs no time to stop sending.
+            .lingering => if (!connection.came_whole) return else self.now_ms + drain_linger_ms,
+            .free, .queued, .running, .suspended, .writing, .closing => return,
+        };
+        connection.deadline_ms = @min(connection.deadline_ms, limit_ms);
+    }
+
+    fn close_listeners(self: *Poller) void {
+        for (self.listeners) |*listener| self.close_listener(listener);
+    }
+
+    fn close_listener(self: *Poller, listener: *Listener) void {
+        if (listener.fd == sys.no_fd) return;
+        self.reactor.unregister(listener.fd);
+        sys.close(listener.fd);
+        listener.* = .{ .fd = sys.no_fd, .is_shared = false };
+    }
+
+    /// Closes the connections that have been idle for a moment, of which the drain's begin is the
+    /// first.
     fn close_idle(self: *Poller) void {
+        self.idle_end_ms = null;
         for (self.slots.touched()) |*connection| {
             if (connection.fd == sys.no_fd) continue;
             if (connection.turn.load(.seq_cst) & Turn.worker != 0) continue;
-            if (connection.is_idle()) self.mark_closing(connection);
+            if (!connection.is_idle()) continue;
+            // Whoever made it idle set its deadline then.
+            const idle_ms = connection.deadline_ms -| self.server.options.keep_alive_timeout_ms;
+            const end_ms = @max(idle_ms, self.drain_began_ms) + idle_grace_ms;
+            if (self.now_ms >= end_ms) {
+                self.mark_closing(connection);
+            } else {
+                self.idle_end_ms = @min(self.idle_end_ms orelse end_ms, end_ms);
+            }
         }
     }
 
     fn end_drain(self: *Poller) void {
-        if (self.slots.in_use == 0) {
+        self.close_arrivals();
+        if (self.slots.in_use == 0 and self.arrivals_end_ms == null) {
             self.server.end(.drained);
         } else if (self.now_ms >= self.drain_deadline_ms) {
             self.server.end(.timed_out);

@@ -23,7 +23,10 @@ pub const Refusal = struct {
 
 pub fn phrase_of(status: u16) []const u8 {
     return switch (status) {
+        200 => "OK",
         400 => "Bad Request",
+        404 => "Not Found",
+        405 => "Method Not Allowed",
         408 => "Request Timeout",
         413 => "Content Too Large",
         414 => "URI Too Long",
@@ -32,6 +35,7 @@ pub fn phrase_of(status: u16) []const u8 {
         500 => "Internal Server Error",
         501 => "Not Implemented",
         503 => "Service Unavailable",
+        504 => "Gateway Timeout",
         505 => "HTTP Version Not Supported",
         507 => "Insufficient Storage",
         else => "Error",

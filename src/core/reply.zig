@@ -13,6 +13,7 @@ const date_module = @import("date.zig");
 const response_head = @import("response_head.zig");
 const body_module = @import("body.zig");
 const Connection = @import("connection.zig").Connection;
+const Call = @import("overdue.zig").Call;
 const access_log = @import("access_log.zig");
 const log_text = @import("log_text.zig");
 const Counter = @import("metrics.zig").Counter;
@@ -117,6 +118,8 @@ pub const Reply = struct {
     // Where others look; see `watch`.
     bytes_sent: *Counter = &unwatched_bytes,
     phase: *std.atomic.Value(Phase) = &unwatched_phase,
+    /// Whose response it is, where application calls have a time limit.
+    call: ?*Call = null,
     pusher: ?Pusher = null,
     /// Whether the piece in progress may wait in the kernel for the next one.
     holds: bool = false,
@@ -329,6 +332,7 @@ pub const Reply = struct {
 
     fn write_piece(self: *Reply, bytes: []const u8, length_known: ?u64) WriteError!void {
         if (self.progress.broken) return error.ClientGone;
+        if (self.call) |call| call.touch(sys.monotonic_ms());
         self.holds = self.may_hold(bytes.len, length_known == bytes.len);
         defer self.holds = false;
         if (!self.progress.head_sent) {
@@ -363,6 +367,8 @@ pub const Reply = struct {
     pub fn send_early_hints(self: *Reply) WriteError!void {
         self.waits = true;
         const head = try self.interim.finish_early_hints();
+        if (self.call) |call| if (!call.begin_interim()) return self.fail();
+        defer if (self.call) |call| call.end_interim(self.exchange.output.is_empty());
         self.exchange.record.head_bytes_sent += head.len;
         return self.send(&.{head});
     }
@@ -407,7 +413,7 @@ pub const Reply = struct {
     }
 
     /// Decides the framing and ends the head, which counts as sent from here.
-    fn finish_head(self: *Reply, length_known: ?u64) response_head.Error![]const u8 {
+    fn finish_head(self: *Reply, length_known: ?u64) WriteError![]const u8 {
         self.progress.framing = self.choose_framing(length_known);
         if (self.progress.framing == .until_close) self.progress.must_close = true;
         switch (self.progress.framing) {
@@ -427,6 +433,8 @@ pub const Reply = struct {
             self.persistence(),
             self.date.at(sys.realtime_seconds()),
         );
+        // Nothing of it is sent when the poller has answered, since it took too long.
+        if (self.call) |call| if (!call.claim()) return self.fail();
         self.progress.head_sent = true;
         self.exchange.record.status = self.head.status;
         self.exchange.record.head_bytes_sent += head.len;
@@ -631,6 +639,7 @@ pub const Reply = struct {
         record.timing.pass(.app, sys.monotonic_ns());
         self.phase.store(.write, .release);
         const ready = self.interlude.wait_ready(fd, .writable, self.limits.timeout_ms);
+        if (self.call) |call| call.touch(sys.monotonic_ms());
         self.phase.store(.app, .release);
         record.timing.pass(.write, sys.monotonic_ns());
         if (ready) return;

@@ -190,6 +190,11 @@ pub const RequestHead = struct {
             (self.state == .start or self.state == .request_line);
     }
 
+    /// Whether parse has returned true.
+    pub fn is_complete(self: *const RequestHead) bool {
+        return self.state == .complete;
+    }
+
     /// Goes on with `bytes`, which begin with the same bytes as in the call before, under the same
     /// limits. True when the head is complete: what follows its `head_bytes` has not been looked
     /// at.

@@ -35,6 +35,7 @@ const std = @import("std");
 const sys = @import("sys.zig");
 const predictor_module = @import("predictor.zig");
 const Predictor = predictor_module.Predictor;
+const Pulse = @import("health.zig").Pulse;
 const Futex = std.Thread.Futex;
 
 /// The monitor's period, and the time from which a call counts as slow.
@@ -370,6 +371,18 @@ pub fn Scheduler(comptime Host: type) type {
                 .parked = self.parked_count,
                 .shed = self.shed_count,
                 .steals = self.steals,
+            };
+        }
+
+        pub fn pulse(self: *Self) Pulse {
+            self.mutex.lock();
+            defer self.mutex.unlock();
+            const begun: u32 = @intFromBool(self.begun_first != null);
+            const free_threads = self.options.threads -| self.running;
+            return .{
+                .progress = self.progress,
+                .waiting = @as(u32, @intCast(self.ready_count)) + self.own_count + begun,
+                .is_full = self.ready_count >= self.options.queue + free_threads,
             };
         }
 

@@ -26,10 +26,14 @@ const observer = @import("observer.zig");
 const reasons = @import("reasons.zig");
 const request_ids = @import("request_id.zig");
 const connection_module = @import("connection.zig");
+const overdue_module = @import("overdue.zig");
+const poller_module = @import("poller.zig");
+const Poller = poller_module.Poller;
+const health_module = @import("health.zig");
+const Health = health_module.Health;
 const proxies_module = @import("proxies.zig");
 const notices_module = @import("notices.zig");
 const static_module = @import("static.zig");
-const Poller = @import("poller.zig").Poller;
 const Suspension = @import("suspension.zig").Suspension;
 const Connection = connection_module.Connection;
 const Exchange = exchange_module.Exchange;
@@ -59,6 +63,13 @@ pub const Options = struct {
     drain_timeout_ms: u64 = 30_000,
     /// Where request bodies beyond `body_memory_bytes` go.
     temporary_directory: []const u8 = "/tmp",
+    /// For one application call; 0: none. What is done then is an `overdue.Action`.
+    request_timeout_ms: u64 = 0,
+    request_action: u8 = 0,
+    /// After so many requests the launcher is told; 0: never.
+    requests_limit: u64 = 0,
+    /// The path prefix under which the poller answers livez and readyz; empty: none.
+    in_band: []const u8 = "",
     /// For `Proxies.init`.
     proxy_trusted: []const u8 = "",
     proxy_headers: []const u8 = "x-forwarded",
@@ -145,6 +156,8 @@ pub const Crew = struct {
     lane: observer.Lane,
     /// The request being answered, for other threads.
     current: in_flight.Current = .{},
+    /// Its time limit, if there is one.
+    call: overdue_module.Call = .{},
     /// The same for this thread.
     connection: *Connection = undefined,
     exchange: *Exchange = undefined,
@@ -164,15 +177,22 @@ pub const Crew = struct {
 
     pub fn read_body(self: *Crew, destination: []u8) body_module.ReadError!usize {
         const exchange = self.exchange;
-        const limits = &self.server.body_limits;
+        var limits = self.server.body_limits;
+        const by_ms = self.server.receive_by_ms.load(.acquire);
+        if (by_ms != std.math.maxInt(u64)) {
+            limits.timeout_ms = @min(limits.timeout_ms, by_ms -| sys.monotonic_ms());
+        }
         const fd = self.connection.fd;
         const interlude = self.server.application.interlude;
         if (exchange.body.mode != .streamed) {
-            return exchange.body.read(exchange, fd, destination, limits, interlude);
+            return exchange.body.read(exchange, fd, destination, &limits, interlude);
         }
+        // The client may be told to go on, which must not come behind an answer of the poller's.
+        if (self.server.limits_calls() and !self.call.begin_interim()) return error.ClientGone;
+        defer if (self.server.limits_calls()) self.call.end_interim(true);
         self.begin_wait(.body);
         defer self.end_wait(.body);
-        return exchange.body.read(exchange, fd, destination, limits, interlude) catch |err| {
+        return exchange.body.read(exchange, fd, destination, &limits, interlude) catch |err| {
             if (err == error.TimedOut) exchange.record.timed_out = .body;
             if (err == error.ClientGone) exchange.record.client_gone = true;
             return err;
@@ -224,6 +244,8 @@ pub const Server = struct {
     drain_requested: std.atomic.Value(bool) = .init(false),
     /// The poller must hear of connections that become idle: it drains, or has no room for clients.
     wants_idle: std.atomic.Value(bool) = .init(false),
+    /// While it drains: until when the rest of a request is waited for (`monotonic_ms`).
+    receive_by_ms: std.atomic.Value(u64) = .init(std.math.maxInt(u64)),
     /// Responses say that the connection will be closed.
     draining: std.atomic.Value(bool) = .init(false),
     outcome: std.atomic.Value(Outcome) = .init(.serving),
@@ -245,12 +267,15 @@ pub const Server = struct {
     /// Requests never begun, since their clients had gone.
     dropped: std.atomic.Value(u64) = .init(0),
     connection_count: std.atomic.Value(u32) = .init(0),
+    health: Health = .{},
+    /// For the launcher.
+    overdue: overdue_module.Reports,
 
     /// Takes over the listeners' descriptors, which are bound, listening and non-blocking.
     pub fn create(
         gpa: std.mem.Allocator,
         options: Options,
-        listeners: []const sys.Fd,
+        listeners: []const poller_module.ListenerOptions,
         application: Application,
     ) InitError!*Server {
         const self = try gpa.create(Server);
@@ -263,6 +288,8 @@ pub const Server = struct {
         errdefer scheduler.deinit(gpa);
         const crews = try gpa.alloc(Crew, scheduler.worker_count());
         errdefer gpa.free(crews);
+        const reports = try gpa.alloc(overdue_module.Report, 2 * crews.len);
+        errdefer gpa.free(reports);
         var proxies = try proxies_module.Proxies.init(
             gpa,
             options.proxy_trusted,
@@ -293,6 +320,7 @@ pub const Server = struct {
             .crews = crews,
             .outcome_pipe = outcome_pipe,
             .metrics = metrics,
+            .overdue = .{ .entries = reports },
             .log = undefined,
             .rules = options.rules(),
             .lines = lines,
@@ -331,6 +359,7 @@ pub const Server = struct {
             self.application.interlude,
             &self.draining,
         );
+        if (self.limits_calls()) crew.reply.call = &crew.call;
         crew.reply.watch(&crew.lane.shard.bytes_sent, &crew.current.phase);
         crew.reply.pusher = .{ .context = self, .wake = wake_pusher };
     }
@@ -350,8 +379,14 @@ pub const Server = struct {
         for (self.outcome_pipe) |fd| sys.close(fd);
         self.log.deinit();
         self.metrics.deinit();
+        gpa.free(self.overdue.entries);
         pages.free(self.lines);
         gpa.destroy(self);
+    }
+
+    /// Whether application calls have a time limit.
+    pub fn limits_calls(self: *const Server) bool {
+        return self.options.request_timeout_ms > 0;
     }
 
     pub fn worker_count(self: *const Server) u32 {
@@ -378,6 +413,12 @@ pub const Server = struct {
         self.end(.stopped);
     }
 
+    /// Ends the launcher's wait, for it to look at what is new. Any thread.
+    pub fn tell_launcher(self: *Server) void {
+        // A full pipe has told it already.
+        _ = sys.send(self.outcome_pipe[1], "x") catch {};
+    }
+
     /// The first outcome counts.
     pub fn end(self: *Server, outcome: Outcome) void {
         if (self.outcome.cmpxchgStrong(.serving, outcome, .acq_rel, .acquire) != null) return;
@@ -393,7 +434,22 @@ pub const Server = struct {
         kind: notices_module.Kind,
         address: *const sys.Address,
     ) void {
-        if (self.notices.leave(kind, address)) _ = sys.send(self.outcome_pipe[1], "x") catch {};
+        if (self.notices.leave(kind, address)) self.tell_launcher();
+    }
+
+    /// Says that a drain will come: /readyz fails from here on. Any thread.
+    pub fn announce_drain(self: *Server) void {
+        self.health.leaving.store(true, .release);
+        // Connections end one by one, in order, rather than all at once when the drain begins.
+        self.draining.store(true, .release);
+    }
+
+    /// Why no requests should be sent here; null when they should.
+    pub fn unready_reason(self: *Server) ?[]const u8 {
+        if (self.health.is_leaving() or self.drain_requested.load(.acquire)) return "draining";
+        if (self.outcome.load(.acquire) != .serving) return "the server has stopped";
+        if (self.scheduler.pulse().is_full) return "the queue is full";
+        return null;
     }
 
     pub fn counts(self: *Server) Counts {
@@ -561,6 +617,9 @@ pub const Server = struct {
             exchange.record.thread = worker.index;
             crew.current.set(connection, exchange);
             crew.reply.proceed(connection, exchange);
+            // A response that was suspended may not have begun yet.
+            const is_speaking = crew.reply.progress.head_sent or !exchange.output.is_empty();
+            if (self.limits_calls()) crew.call.begin(connection, is_speaking, sys.monotonic_ms());
             self.application.proceed(self.application.context, crew, continuation);
         } else if (self.has_left(worker, connection)) {
             timing.pass_wait(worker.attach_ns, worker.attached_ns, worker.started_ns);
@@ -580,16 +639,19 @@ pub const Server = struct {
             const limit = self.options.requests_per_connection;
             const may_persist = limit == 0 or connection.requests < limit;
             crew.reply.begin(connection, exchange, may_persist);
+            if (self.limits_calls()) crew.call.begin(connection, false, sys.monotonic_ms());
             self.application.handle(self.application.context, crew);
         }
         worker.ended_ns = sys.monotonic_ns();
         timing.pass(.app, worker.ended_ns);
+        const is_taken = self.limits_calls() and crew.call.end();
         crew.current.clear();
+        if (is_taken) return self.release_taken(connection, crew);
         if (exchange.continuation != null) {
             if (connection.worker) |bound| self.scheduler.bind(bound);
             return self.release_parked(connection);
         }
-        _ = self.requests.fetchAdd(1, .monotonic);
+        self.count_answered();
         self.release(connection, crew);
     }
 
@@ -649,6 +711,32 @@ pub const Server = struct {
         self.give_up_turn(connection);
     }
 
+    /// The poller has answered for the application, whose output was dropped.
+    fn release_taken(self: *Server, connection: *Connection, crew: *Crew) void {
+        const exchange = connection.exchange.?;
+        const record = &exchange.record;
+        record.status = overdue_module.status;
+        record.client_gone = false;
+        if (exchange.continuation != null) {
+            // Suspended all the same: the poller resumes it for its end.
+            if (connection.worker) |bound| self.scheduler.bind(bound);
+            connection.state = .closing;
+            return self.hand_back(connection);
+        }
+        connection.worker = null;
+        observer.finish(self, &crew.lane, connection);
+        self.count_answered();
+        // Nothing else was sent, or kept to be sent.
+        connection.state = if (exchange.output.is_empty()) .writing else .closing;
+        connection.after = .close;
+        self.hand_back(connection);
+    }
+
+    fn count_answered(self: *Server) void {
+        const before = self.requests.fetchAdd(1, .monotonic);
+        if (before +% 1 == self.options.requests_limit) self.tell_launcher();
+    }
+
     /// The poller sends what the producer is ahead of its client, then lets it proceed.
     fn release_parked(self: *Server, connection: *Connection) void {
         connection.state = .writing;
@@ -691,6 +779,32 @@ pub const Server = struct {
         if (self.waiting.load(.seq_cst) and self.waiting.swap(false, .seq_cst)) {
             self.poller.reactor.wake();
         }
+    }
+
+    /// Answers a health check on a main listener. The poller.
+    pub fn answer_probe(
+        self: *Server,
+        connection: *Connection,
+        probe: health_module.Probe,
+        date: *date_module.Date,
+    ) void {
+        const reason: ?[]const u8 = switch (probe) {
+            .livez => if (self.health.stalled_ms.load(.acquire) > 0) "stalled" else null,
+            .readyz => self.unready_reason(),
+        };
+        var buffer: [refusal_module.bytes_max]u8 = undefined;
+        const answer: refusal_module.Refusal = .{
+            .status = if (reason == null) 200 else 503,
+            .reason = reason orelse @tagName(probe),
+            .without_body = connection.exchange.?.is_head_request(),
+        };
+        const text = refusal_module.write(&buffer, answer, date.at(sys.realtime_seconds()));
+        // It is none of the requests that are counted and logged.
+        connection.exchange.?.record.number = 0;
+        connection.state = .writing;
+        connection.after = .close;
+        const sent = sys.send(connection.fd, text) catch 0;
+        if (sent < text.len) connection.state = .closing;
     }
 
     /// Writes an answer of the server's own; the connection lingers and closes after it. Whoever

@@ -62,6 +62,84 @@ test "end: a drain closes what is idle, at once, and twice is once" {
     try testing.expect(sys.monotonic_ms() - before < 1000);
 }
 
+test "end: a listener that lets nobody new in still gives up those who wait" {
+    if (!sys.is_linux) return error.SkipZigTest;
+    for ([_]fixture_module.Family{ .tcp, .unix }) |family| {
+        var listener: sys.Fd = sys.no_fd;
+        const setup: fixture_module.Setup = .{ .options = options, .family = family };
+        const address = try fixture_module.open_listener(setup, &listener);
+        defer sys.close(listener);
+        defer if (family == .unix) {
+            _ = std.c.unlink(@ptrCast(&address.un.path));
+        };
+        var waiting = try fixture_module.connect_to(&address, null);
+        defer waiting.close();
+        try testing.expect(sys.stop_arrivals(listener));
+        if (family == .unix) {
+            const refused = fixture_module.connect_to(&address, null);
+            try testing.expectError(error.ConnectionRefused, refused);
+        } else {
+            const kind = std.c.SOCK.STREAM | std.c.SOCK.CLOEXEC | std.c.SOCK.NONBLOCK;
+            const late = try std.posix.socket(address.any.family, kind, 0);
+            defer sys.close(late);
+            const length = address.getOsSockLen();
+            const pending = std.posix.connect(late, &address.any, length);
+            try testing.expectError(error.WouldBlock, pending);
+            try testing.expect(!sys.wait_ready(late, .writable, 50));
+        }
+        const accepted = try sys.accept(listener);
+        defer sys.close(accepted.fd);
+        _ = try sys.send(accepted.fd, "hello");
+        var buffer: [8]u8 = undefined;
+        try testing.expectEqual(5, try sys.recv(waiting.fd, &buffer));
+    }
+}
+
+test "end: an idle connection has a moment, for a request that is on its way" {
+    const fixture = try serve();
+    defer fixture.deinit();
+    var client = try fixture.connect();
+    defer client.close();
+    try client.ask("/small", 200, "hello");
+    try drain(fixture);
+    try client.get("/small");
+    try expect_last(&client, 200, "hello");
+    try fixture.expect_end(.drained);
+}
+
+test "end: before the drain connections are accepted, each for one more request" {
+    const fixture = try serve();
+    defer fixture.deinit();
+    var old = try fixture.connect();
+    defer old.close();
+    try old.ask("/small", 200, "hello");
+    fixture.server.announce_drain();
+    try testing.expectEqualStrings("draining", fixture.server.unready_reason().?);
+    try old.get("/small");
+    try expect_last(&old, 200, "hello");
+    var new = try fixture.connect();
+    defer new.close();
+    try new.get("/small");
+    try expect_last(&new, 200, "hello");
+    try fixture.finish();
+}
+
+test "end: a client that does not close is not waited for" {
+    const fixture = try serve();
+    defer fixture.deinit();
+    var client = try fixture.connect();
+    defer client.close();
+    try client.get("/gate");
+    try fixture.expect_app("at_gate", 1);
+    try drain(fixture);
+    fixture.app.gate.set();
+    const before = sys.monotonic_ms();
+    // The response and the end of the server's side are there, and the client does nothing.
+    try fixture.expect_end(.drained);
+    try testing.expect(sys.monotonic_ms() - before < 1000);
+    try client.expect_status(200);
+}
+
 test "end: a drain without any connection" {
     const fixture = try serve();
     defer fixture.deinit();

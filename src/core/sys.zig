@@ -354,6 +354,41 @@ pub fn set_no_delay(fd: Fd) void {
     _ = c.setsockopt(fd, c.IPPROTO.TCP, tcp_nodelay, &on, @sizeOf(c_int));
 }
 
+/// Lets nobody new connect to a listener of ours alone, while those who are about to can still be
+/// accepted. False where the system knows no such thing.
+///
+/// Closing a listener resets every connection that the kernel has established and nobody has
+/// accepted, and those in the middle of the handshake. So the first packet of a handshake is
+/// dropped (the client repeats it after a second, and is refused then) and the last one let pass.
+pub fn stop_arrivals(listener: Fd) bool {
+    if (!is_linux) return false;
+    var address = std.mem.zeroes(Address);
+    var length: c.socklen_t = @sizeOf(Address);
+    if (c.getsockname(listener, &address.any, &length) != 0) return false;
+    // connect(2) on a unix socket is refused then, and what is in the queue stays.
+    if (address.any.family == c.AF.UNIX) return c.shutdown(listener, c.SHUT.RD) == 0;
+    const Instruction = extern struct { code: u16, if_true: u8 = 0, if_false: u8 = 0, value: u32 };
+    const tcp_flags_offset = 13;
+    const syn = 0x02;
+    // Classic BPF (linux/filter.h): load a byte, test bits, return how much of the packet stays.
+    const program = [_]Instruction{
+        .{ .code = 0x30, .value = tcp_flags_offset },
+        .{ .code = 0x45, .if_false = 1, .value = syn },
+        .{ .code = 0x06, .value = 0 },
+        .{ .code = 0x06, .value = std.math.maxInt(u32) },
+    };
+    const Filter = extern struct { length: u16, program: [*]const Instruction };
+    const filter: Filter = .{ .length = program.len, .program = &program };
+    const attach_filter = 26;
+    return c.setsockopt(
+        listener,
+        c.SOL.SOCKET,
+        attach_filter,
+        &filter,
+        @sizeOf(Filter),
+    ) == 0;
+}
+
 /// Says that nothing more will be sent; the client can still be read.
 pub fn shutdown_send(fd: Fd) void {
     _ = c.shutdown(fd, c.SHUT.WR);
@@ -433,11 +468,48 @@ pub fn socket_pair() error{Unexpected}![2]Fd {
 
 // ---- The main thread's wait --------------------------------------------------------------------
 
-/// Waits until `fd` is readable, a signal comes or `timeout_ms` has passed; whether it is readable.
-pub fn wait_readable_or_signal(fd: Fd, timeout_ms: ?u64) bool {
+/// Waits until `fd` is readable, a signal comes or `timeout_ms` has passed.
+pub fn wait_readable_or_signal(fd: Fd, timeout_ms: ?u64) void {
     var entry = [1]c.pollfd{.{ .fd = fd, .events = c.POLL.IN, .revents = 0 }};
     const timeout = if (timeout_ms) |ms| clamp_timeout(ms) else -1;
-    return kernel.poll(&entry, 1, timeout) > 0;
+    _ = kernel.poll(&entry, 1, timeout);
+}
+
+// ---- Many sockets at once, for a thread with few of them ----------------------------------------
+
+pub const PollEntry = c.pollfd;
+pub const poll_readable: i16 = c.POLL.IN;
+pub const poll_writable: i16 = c.POLL.OUT;
+
+/// Waits until one of the descriptors is ready or the time is over; each entry's `revents` says
+/// which. A negative descriptor is passed over. Returns early after a signal.
+pub fn poll(entries: []PollEntry, timeout_ms: ?u64) void {
+    const timeout = if (timeout_ms) |ms| clamp_timeout(ms) else -1;
+    const count = kernel.poll(entries.ptr, @intCast(entries.len), timeout);
+    if (count > 0) return;
+    for (entries) |*entry| entry.revents = 0;
+}
+
+/// Whether one of the signal numbers that Python's C handler wrote is SIGTERM's or SIGINT's.
+pub fn names_stop_signal(numbers: []const u8) bool {
+    for (numbers) |number| if (number == c.SIG.TERM or number == c.SIG.INT) return true;
+    return false;
+}
+
+// ---- The process -------------------------------------------------------------------------------
+
+/// Writes to stderr, for want of anybody else who could.
+pub fn write_error(text: []const u8) void {
+    _ = c.write(2, text.ptr, text.len);
+}
+
+pub fn process_id() i32 {
+    return c.getpid();
+}
+
+/// Ends the process without a word to anybody.
+pub fn exit_now(status: u8) noreturn {
+    c._exit(status);
 }
 
 // ---- Files -------------------------------------------------------------------------------------

@@ -91,11 +91,32 @@ const Seat = struct {
     response: Response = .{},
     is_proceeding: bool = false,
     state: State = .finished,
+    /// The thread that has this seat, as Python knows it; 0 until its first request.
+    thread_id: c_ulong = 0,
+    /// The number of the call whose code may be interrupted by an exception; 0: none may.
+    interruptible: u64 = 0,
+    /// It has been, and the exception may not have been raised yet.
+    interrupted: bool = false,
 
     fn count_templates(self: *const Seat) usize {
         var count: usize = 0;
         for (self.templates) |slot| count += @intFromBool(slot != null);
         return count;
+    }
+
+    /// From here on RequestTimeout may be raised in this thread.
+    fn expose(self: *Seat, crew: *Crew) void {
+        if (!crew.server.limits_calls()) return;
+        if (self.thread_id == 0) self.thread_id = capi.PyThread_get_thread_ident();
+        self.interruptible = crew.call.number();
+    }
+
+    /// From here on it may not, and one that was not raised yet is forgotten.
+    fn shield(self: *Seat) void {
+        self.interruptible = 0;
+        if (!self.interrupted) return;
+        self.interrupted = false;
+        _ = capi.PyThreadState_SetAsyncExc(self.thread_id, null);
     }
 
     fn drop_templates(self: *Seat) void {
@@ -236,7 +257,7 @@ pub const Bridge = struct {
         capi.PyEval_RestoreThread(@ptrCast(state));
     }
 
-    fn of(context: *anyopaque) *Bridge {
+    pub fn of(context: *anyopaque) *Bridge {
         return @ptrCast(@alignCast(context));
     }
 
@@ -384,19 +405,38 @@ pub const Bridge = struct {
         const seat = &self.seats[crew.worker.index];
         var response = seat.response;
         seat.response = .{};
+        seat.expose(crew);
         seat.state = self.advance(crew, object, seat.is_proceeding, &response) catch |err| blk: {
+            seat.shield();
             self.give_up(crew, err);
             break :blk .finished;
         };
         if (seat.state == .parked) {
+            seat.shield();
             seat.response = response;
         } else {
-            if (response.iterable) |iterable| {
-                self.close_iterable(iterable) catch |err| self.give_up(crew, err);
-            }
-            response.drop();
+            self.close_response(crew, seat, &response);
         }
         return capi.none();
+    }
+
+    /// Nothing of the response is left to send.
+    fn close_response(self: *Bridge, crew: *Crew, seat: *Seat, response: *Response) void {
+        defer response.drop();
+        const iterable = response.iterable orelse return seat.shield();
+        const closed = self.close_iterable(iterable);
+        seat.shield();
+        closed catch |err| self.give_up(crew, err);
+    }
+
+    /// Raises an exception in a thread that is still in this call of the application; false when
+    /// it is not. Any thread that has the GIL: the other cannot end the call meanwhile.
+    pub fn interrupt(self: *Bridge, worker: u32, call: u64, exception: *Object) bool {
+        if (worker >= self.seats.len or call == 0) return false;
+        const seat = &self.seats[worker];
+        if (seat.interruptible != call) return false;
+        seat.interrupted = capi.PyThreadState_SetAsyncExc(seat.thread_id, exception) == 1;
+        return seat.interrupted;
     }
 
     fn advance(

@@ -308,7 +308,9 @@ fn send_early_hints(object: ?*Object, fields: *Object) capi.Error!void {
 /// `environ["serve_zig.client_disconnected"]()`: whether nobody waits for the answer any more.
 fn client_disconnected(object: ?*Object, _: ?*Object) callconv(.c) ?*Object {
     const crew = of(object).crew orelse return capi.boolean(!of(object).is_parked);
-    return capi.boolean(crew.reply.progress.broken or crew.connection.client_has_gone());
+    const has_answer = crew.server.limits_calls() and crew.call.is_taken();
+    return capi.boolean(has_answer or crew.reply.progress.broken or
+        crew.connection.client_has_gone());
 }
 
 const hints_definition: capi.MethodDef = .{

@@ -307,5 +307,7 @@ pub extern fn PyErr_WriteUnraisable(?*Object) void;
 pub extern fn PyErr_CheckSignals() c_int;
 pub extern fn PyErr_NoMemory() ?*Object;
 pub extern fn PyException_SetTraceback(*Object, *Object) c_int;
+pub extern fn PyThread_get_thread_ident() c_ulong;
+pub extern fn PyThreadState_SetAsyncExc(c_ulong, ?*Object) c_int;
 pub extern fn PyEval_SaveThread() ?*ThreadState;
 pub extern fn PyEval_RestoreThread(?*ThreadState) void;

@@ -18,27 +18,28 @@ const gpa = std.heap.c_allocator;
 pub fn create(
     options_dict: *Object,
     listener_list: *Object,
-    application: *Object,
+    callable: *Object,
     report: *Object,
 ) capi.Error!?*anyopaque {
-    const options = try read_options(options_dict);
-    var fds: [core.poller.listeners_max]core.sys.Fd = undefined;
+    const options = try read_options(Options, options_dict);
+    var sockets: [core.poller.listeners_max]core.poller.ListenerOptions = undefined;
     var listeners: [core.poller.listeners_max]application_module.Listener = undefined;
-    const count = try read_listeners(listener_list, &fds, &listeners);
+    const count = try read_listeners(listener_list, &sockets, &listeners);
     const bridge = application_module.Bridge.create(
         gpa,
-        application,
+        callable,
         report,
         listeners[0..count],
         &options,
     ) catch |err| return raise_start_error(err);
-    const server = Server.create(gpa, options, fds[0..count], bridge.as_application()) catch |err| {
+    const application = bridge.as_application();
+    const server = Server.create(gpa, options, sockets[0..count], application) catch |err| {
         return raise_start_error(err);
     };
     return server;
 }
 
-fn raise_start_error(err: anyerror) capi.Error {
+pub fn raise_start_error(err: anyerror) capi.Error {
     switch (err) {
         error.Raised => {},
         error.OutOfMemory => _ = capi.PyErr_NoMemory(),
@@ -58,10 +59,10 @@ fn raise_start_error(err: anyerror) capi.Error {
     return error.Raised;
 }
 
-/// Every field of `Options` has an entry of its own name.
-fn read_options(dict: *Object) capi.Error!Options {
-    var options: Options = .{};
-    inline for (@typeInfo(Options).@"struct".fields) |field| {
+/// Every field of the options has an entry of its own name.
+pub fn read_options(comptime T: type, dict: *Object) capi.Error!T {
+    var options: T = .{};
+    inline for (@typeInfo(T).@"struct".fields) |field| {
         const value = capi.PyDict_GetItemString(dict, field.name) orelse
             return capi.raise(capi.PyExc_ValueError, "option missing: " ++ field.name);
         @field(options, field.name) = switch (field.type) {
@@ -74,7 +75,7 @@ fn read_options(dict: *Object) capi.Error!Options {
     return options;
 }
 
-fn read_integer(comptime T: type, value: *Object, comptime name: []const u8) capi.Error!T {
+pub fn read_integer(comptime T: type, value: *Object, comptime name: []const u8) capi.Error!T {
     const number = capi.PyLong_AsLongLong(value);
     if (number == -1 and capi.PyErr_Occurred() != null) return error.Raised;
     return std.math.cast(T, number) orelse
@@ -127,24 +128,28 @@ fn static_item(entry: *Object, index: capi.ssize) capi.Error!*Object {
 
 fn read_listeners(
     list: *Object,
-    fds: []core.sys.Fd,
+    sockets: []core.poller.ListenerOptions,
     listeners: []application_module.Listener,
 ) capi.Error!usize {
     const count: usize = @intCast(@max(0, capi.PyList_Size(list)));
     if (capi.PyErr_Occurred() != null) return error.Raised;
-    if (count > fds.len) return capi.raise(capi.PyExc_ValueError, "too many listeners");
-    for (fds[0..count], listeners[0..count], 0..) |*fd, *listener, index| {
+    if (count > sockets.len) return capi.raise(capi.PyExc_ValueError, "too many listeners");
+    for (sockets[0..count], listeners[0..count], 0..) |*socket, *listener, index| {
         const entry = capi.PyList_GetItem(list, @intCast(index)) orelse return error.Raised;
         const number = capi.PyTuple_GetItem(entry, 0) orelse return error.Raised;
         const name = capi.PyTuple_GetItem(entry, 1) orelse return error.Raised;
         const port = capi.PyTuple_GetItem(entry, 2) orelse return error.Raised;
-        fd.* = try read_integer(core.sys.Fd, number, "listener");
+        const is_shared = capi.PyTuple_GetItem(entry, 3) orelse return error.Raised;
+        socket.* = .{
+            .fd = try read_integer(core.sys.Fd, number, "listener"),
+            .is_shared = is_shared == &capi._Py_TrueStruct,
+        };
         listener.* = .{ .name = name, .port = port };
     }
     return count;
 }
 
-fn server_of(handle: ?*anyopaque) capi.Error!*Server {
+pub fn server_of(handle: ?*anyopaque) capi.Error!*Server {
     const pointer = handle orelse
         return capi.raise(capi.PyExc_RuntimeError, "the server was not initialised");
     return @ptrCast(@alignCast(pointer));
@@ -164,6 +169,12 @@ pub fn run_worker(handle: ?*anyopaque, number: *Object) capi.Error!*Object {
 pub fn drain(handle: ?*anyopaque) capi.Error!*Object {
     const server = try server_of(handle);
     server.drain();
+    return capi.none();
+}
+
+pub fn announce_drain(handle: ?*anyopaque) capi.Error!*Object {
+    const server = try server_of(handle);
+    server.announce_drain();
     return capi.none();
 }
 
@@ -187,12 +198,18 @@ pub fn wait(handle: ?*anyopaque, timeout: *Object) capi.Error!*Object {
     const timeout_ms: ?u64 = if (number >= 0) @intCast(number) else null;
     const fd = server.outcome_pipe[0];
     const state = capi.PyEval_SaveThread();
-    if (core.sys.wait_readable_or_signal(fd, timeout_ms)) {
-        var drained: [64]u8 = undefined;
-        _ = core.sys.recv(fd, &drained) catch {};
-    }
+    core.sys.wait_readable_or_signal(fd, timeout_ms);
+    // Python's C handler has written the number of a signal, also of one that broke the wait off.
+    // /readyz fails at once, though Python may have to wait for the GIL to act on it.
+    var numbers: [64]u8 = undefined;
+    const count = core.sys.recv(fd, &numbers) catch 0;
+    const is_stop = core.sys.names_stop_signal(numbers[0..count]);
+    if (is_stop) server.health.signalled.store(true, .release);
     capi.PyEval_RestoreThread(state);
-    if (capi.PyErr_CheckSignals() < 0) return error.Raised;
+    const failed = capi.PyErr_CheckSignals() < 0;
+    // If the handler was ours, it has announced the drain.
+    server.health.signalled.store(false, .release);
+    if (failed) return error.Raised;
     return capi.boolean(server.outcome.load(.acquire) != .serving);
 }
 

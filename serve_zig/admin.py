@@ -1,0 +1,119 @@
+"""The admin listener as the launcher sees it: opened first, and helped by one thread.
+
+The core answers on a thread without Python. What needs the GIL, the threads' stacks, is told by a
+helper, which waits for the core without holding it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+
+from serve_zig.errors import EXIT_APPLICATION, ApplicationError
+from serve_zig.listeners import Listener, close_listeners, open_listeners
+from serve_zig.stacks import stack_of, threads_as_json
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from serve_zig._core import Admin as CoreAdmin
+    from serve_zig._core import Server
+    from serve_zig.config import Config
+    from serve_zig.diagnosis import Diagnosis
+
+# Scrapers and probes; the core allows 64 connections.
+_BACKLOG = 64
+
+_HELPER_SECONDS = 1.0
+
+
+class Admin:
+    """The admin listener of one process; without a key that needs it, nothing at all."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._listeners: list[Listener] = []
+        self._core: CoreAdmin | None = None
+        self._helper: threading.Thread | None = None
+        self._diagnosis: Diagnosis | None = None
+        self.urls: list[str] = []
+
+    def open(self) -> None:
+        """Bind and answer from here on; raise ListenerError."""
+        config = self._config
+        bind = config.text("admin.bind")
+        startup_seconds = config.seconds("app.startup_timeout")
+        if not (bind or config.text("admin.in_band") or startup_seconds):
+            return
+        from serve_zig._core import Admin as CoreAdmin
+
+        if bind:
+            mode = config.integer("listen.unix_mode")
+            self._listeners = open_listeners([bind], mode, config.place("admin.bind"))
+        for listener in self._listeners:
+            listener.listen(_BACKLOG)
+        options: dict[str, int | str] = {
+            "livez_stall_ms": max(1, round(config.seconds("admin.livez_stall") * 1000)),
+            "startup_timeout_ms": round(startup_seconds * 1000),
+            "config": json.dumps(config.to_tables()),
+            "python": ".".join(map(str, sys.version_info[:3])),
+        }
+        self.urls = [listener.url for listener in self._listeners]
+        self._core = CoreAdmin(options, [one.hand_over() for one in self._listeners])
+        self._helper = threading.Thread(target=self._help, name="serve-zig-admin", daemon=True)
+        self._helper.start()
+
+    def stage(self, name: str) -> None:
+        """Say where the process is: importing, startup, starting, serving or shutdown."""
+        if self._core is not None:
+            self._core.stage(name)
+
+    def serve(self, server: Server, diagnosis: Diagnosis) -> None:
+        """Answer about this server; from here on it is ready."""
+        self._diagnosis = diagnosis
+        if self._core is not None:
+            self._core.serve(server)
+
+    def close(self) -> None:
+        """Close the listener and let the helper go."""
+        close_listeners(self._listeners)
+        core, self._core = self._core, None
+        if core is None:
+            return
+        core.stop()
+        core.dismiss()
+        if self._helper is not None:
+            self._helper.join(_HELPER_SECONDS)
+
+    def _help(self) -> None:
+        core = self._core
+        assert core is not None
+        while True:
+            match core.wait():
+                case "stop":
+                    return
+                case "stacks":
+                    core.answer(self._stacks())
+                case "late":
+                    self._give_up_start()
+
+    def _stacks(self) -> bytes:
+        """Never raises: with the helper gone, the process would look stuck."""
+        try:
+            return threads_as_json(self._diagnosis.by_thread() if self._diagnosis else {})
+        except Exception as error:
+            return json.dumps({"error": f"{type(error).__name__}: {error}"}).encode() + b"\n"
+
+    def _give_up_start(self) -> None:
+        config = self._config
+        seconds = config.seconds("app.startup_timeout")
+        stack = stack_of(threading.main_thread().ident or 0)
+        error = ApplicationError(
+            f"{config.place('app.startup_timeout')}: import and startup take longer than "
+            f"{seconds:g} s; mend what hangs, or allow more",
+            detail=f"The main thread is here (most recent call last):\n{stack}" if stack else "",
+        )
+        sys.stderr.write(error.report())
+        sys.stderr.flush()
+        os._exit(EXIT_APPLICATION)

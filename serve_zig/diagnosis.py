@@ -1,0 +1,88 @@
+"""What the log says about requests in flight: overdue ones, stuck ones, and all on SIGUSR1."""
+
+from __future__ import annotations
+
+from serve_zig.logging import escape
+from serve_zig.request_timeout import RequestTimeout
+from serve_zig.stacks import every_stack, stack_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Sequence
+    from typing import Any
+
+    from serve_zig._core import Server
+    from serve_zig.logging import Log
+
+    Request = dict[str, Any]
+
+
+class Diagnosis:
+    """Tells the log about the requests of one server; ``threads`` are its workers, by number."""
+
+    def __init__(
+        self, server: Server, threads: Sequence[threading.Thread], log: Log, raises: bool
+    ) -> None:
+        self._server = server
+        self._threads = threads
+        self._log = log
+        self._raises = raises
+
+    def act_on_overdue(self) -> None:
+        """Log each application call that has passed its limit, and raise in its thread."""
+        while (report := self._server.take_overdue()) is not None:
+            stack = stack_of(self._thread_id(report["thread"])) if report["running"] else ""
+            answered = "; the client was answered 504" if report["answered"] else ""
+            self._log.record(
+                "warning",
+                f"request timeout: {describe(report)} has been in the application for "
+                f"{report['waited']:.1f} s{answered}",
+                stack or "(it ended before its stack could be taken: the GIL was held)",
+            )
+            if self._raises:
+                self._server.interrupt(report["thread"], report["call"], RequestTimeout)
+
+    def report_stuck(self) -> None:
+        """Log each request that still runs when the drain is cut off."""
+        for request in self._server.requests():
+            stack = ""
+            if request["thread"] is not None:
+                stack = stack_of(self._thread_id(request["thread"]))
+            self._log.error(f"cut off: {describe(request)}", stack)
+
+    def dump(self, why: str) -> None:
+        """Log every request in flight and every thread's stack."""
+        requests = self._server.requests()
+        self._log.warning(f"{why}: {len(requests)} requests in flight")
+        for request in sorted(requests, key=lambda one: one["age"], reverse=True):
+            self._log.warning(f"in flight: {describe(request)}")
+        dump_threads(self._log)
+
+    def by_thread(self) -> dict[int, Request]:
+        """Return the request that each thread works on, by the thread's id."""
+        return {
+            self._thread_id(request["thread"]): request
+            for request in self._server.requests()
+            if request["thread"] is not None and request["phase"] != "queue"
+        }
+
+    def _thread_id(self, number: int) -> int:
+        return self._threads[number].ident or 0
+
+
+def dump_threads(log: Log) -> None:
+    """Log the stack of each thread that is inside code of the application."""
+    for name, thread_id, stack in every_stack():
+        log.record("warning", f"thread {name} ({thread_id})", stack)
+
+
+def describe(request: Request) -> str:
+    """Return one request on one line, with nothing that a client sent unescaped."""
+    thread = "" if request["thread"] is None else f", thread serve-zig-{request['thread']}"
+    client = escape(request["client"]) or "a unix socket"
+    return (
+        f'{escape(request["method"])} "{escape(request["target"])}" from {client} '
+        f"({request['phase']} for {request['age']:.1f} s{thread}, request id "
+        f"{escape(request['request_id'])})"
+    )

@@ -1,0 +1,80 @@
+"""The admin listener of a server under test."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from serving import Server, Servers, free_port, merged, wait_until
+from wire import Connection, Response, get
+
+
+class AdminClient:
+    """Asks the admin listener of one server; each answer must come soon."""
+
+    def __init__(self, bind: str) -> None:
+        self.bind = bind
+        host, _, port = bind.rpartition(":")
+        self.address = (host, int(port))
+
+    def connect(self, timeout: float = 5.0) -> Connection:
+        """Open a connection."""
+        return Connection(2, self.address, timeout=timeout)
+
+    def ask(self, path: str, *fields: str, method: str = "GET", within: float = 1.0) -> Response:
+        """Return the answer to one request on a new connection, which comes in time."""
+        began = time.monotonic()
+        with self.connect() as connection:
+            connection.send(get(path, *fields, method=method))
+            response = connection.response(method)
+        taken = time.monotonic() - began
+        assert taken < within, f"{path} took {taken:.3f} s"
+        return response
+
+    def text(self, path: str, status: int = 200) -> str:
+        """Return the body of an answer that has this status."""
+        response = self.ask(path)
+        assert response.status == status, (response.status, response.body)
+        return response.body.decode()
+
+    def json(self, path: str = "/status") -> Any:
+        """Return the body as JSON."""
+        return self.ask(path).json()
+
+    def wait_up(self) -> None:
+        """Wait until the listener accepts."""
+
+        def answers() -> bool:
+            try:
+                return self.ask("/livez", within=5.0).status > 0
+            except ConnectionRefusedError:
+                return False
+
+        wait_until(answers, 10, lambda: f"nothing on {self.bind}")
+
+    def wait_ready(self, status: int = 200) -> str:
+        """Wait until /readyz has this status, and return what it says."""
+        response = wait_until(
+            lambda: found if (found := self.ask("/readyz")).status == status else None,
+            10,
+            lambda: f"/readyz is not {status}",
+        )
+        return response.body.decode()
+
+
+def serve_with_admin(
+    serve: Servers,
+    app: str = "echo:app",
+    config: Mapping[str, Any] | None = None,
+    *,
+    wait: bool = True,
+    environment: Mapping[str, str] | None = None,
+) -> tuple[Server, AdminClient]:
+    """Start a server with an admin listener, and return when that answers."""
+    bind = f"127.0.0.1:{free_port()}"
+    settings = merged({"admin": {"bind": bind}}, config or {})
+    server = serve(app, settings, wait=wait, environment=environment)
+    admin = AdminClient(bind)
+    admin.wait_up()
+    if wait:
+        admin.wait_ready()
+    return server, admin

@@ -1,0 +1,58 @@
+"""An application that can hold the GIL in a C call, and one whose import waits for a test."""
+
+import ctypes
+import os
+import threading
+import time
+from collections.abc import Iterable
+from wsgiref.types import StartResponse, WSGIEnvironment
+
+import events
+
+PLAIN = [("Content-Type", "text/plain")]
+
+
+def hold_gil(seconds: float) -> None:
+    """Sleep in C without giving the GIL away, as an extension that computes does."""
+    ctypes.PyDLL(None).usleep(round(seconds * 1_000_000))
+
+
+if "HOLDING_IMPORT_GATE" in os.environ:
+    events.record("importing")
+    events.wait_gate(os.environ["HOLDING_IMPORT_GATE"])
+if "HOLDING_IMPORT_SECONDS" in os.environ:
+    events.record("importing")
+    hold_gil(float(os.environ["HOLDING_IMPORT_SECONDS"]))
+
+
+def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """Do what the path says: /hold?seconds with the GIL, /sleep?seconds without, /gate?name."""
+    path, query = environ["PATH_INFO"], environ["QUERY_STRING"]
+    events.record("begun", path=path)
+    if path == "/hold":
+        hold_gil(float(query))
+    elif path == "/sleep":
+        time.sleep(float(query))
+    elif path == "/gate":
+        events.wait_gate(query)
+    events.record("done", path=path)
+    start_response("200 OK", PLAIN)
+    return [f"done {path}".encode()]
+
+
+def startup() -> None:
+    """Wait for the gate that the environment names, or raise."""
+    events.record("startup", main=threading.current_thread() is threading.main_thread())
+    if "STARTUP_GATE" in os.environ:
+        events.wait_gate(os.environ["STARTUP_GATE"])
+    if "STARTUP_FAILS" in os.environ:
+        raise RuntimeError("the database is away")
+
+
+def shutdown() -> None:
+    """Say so, or raise, or hang."""
+    events.record("shutdown", main=threading.current_thread() is threading.main_thread())
+    if "SHUTDOWN_FAILS" in os.environ:
+        raise RuntimeError("the database is still away")
+    if "SHUTDOWN_HANGS" in os.environ:
+        time.sleep(60)

@@ -1,0 +1,408 @@
+"""The admin listener against the real process: start, health, what it answers without the GIL."""
+
+import signal
+import socket
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+from admin_client import AdminClient, serve_with_admin
+from serving import Server, Servers, wait_until
+from wire import Connection, get
+
+ONE_THREAD = {"concurrency": {"threads": 1}}
+
+
+@pytest.fixture(scope="module")
+def pair(serve_module: Servers) -> tuple[Server, AdminClient]:
+    """A server that the tests of this module share, and its admin listener."""
+    return serve_with_admin(serve_module, "holding:app")
+
+
+# Start
+
+
+def test_answers_while_the_application_is_imported(serve: Servers) -> None:
+    """It is bound first: /livez 200 and /readyz 503 until the application can answer."""
+    server, admin = serve_with_admin(
+        serve, "holding:app", wait=False, environment={"HOLDING_IMPORT_GATE": "import"}
+    )
+    server.wait_event("importing")
+    assert admin.text("/livez") == "alive\n"
+    assert admin.text("/readyz", 503) == "not ready: importing the application\n"
+    assert admin.json()["state"] == "importing"
+    assert "uptime" in admin.json()
+    server.open_gate("import")
+    assert admin.wait_ready() == "ready\n"
+    assert server.exchange(get("/")).body == b"done /"
+
+
+def test_answers_while_the_import_holds_the_gil(serve: Servers) -> None:
+    """An import that computes in C, as those of large libraries do."""
+    server, admin = serve_with_admin(
+        serve, "holding:app", wait=False, environment={"HOLDING_IMPORT_SECONDS": "1.2"}
+    )
+    server.wait_event("importing")
+    began = time.monotonic()
+    assert admin.ask("/livez", within=0.3).status == 200
+    assert admin.ask("/readyz", within=0.3).status == 503
+    assert admin.ask("/status", within=0.3).json()["state"] == "importing"
+    assert time.monotonic() - began < 0.9
+    admin.wait_ready()
+
+
+def test_taken_admin_port_is_one_clear_line(serve: Servers) -> None:
+    """It names the key and the port, and the application is not even imported."""
+    _, admin = serve_with_admin(serve)
+    second = serve("echo:app", {"admin": {"bind": admin.bind}}, wait=False)
+    assert second.wait() == 1
+    (line,) = [line for line in second.log().splitlines() if line.strip()]
+    assert "admin.bind" in line
+    assert admin.bind in line
+    assert "in use" in line
+
+
+def test_no_admin_listener_by_default(serve: Servers) -> None:
+    """Nothing listens, and no path of the application is taken."""
+    server = serve("inspecting:app")
+    for path in ("/livez", "/-/livez", "/status"):
+        assert server.exchange(get(path)).json()["environ"]["PATH_INFO"] == path
+
+
+def test_admin_on_a_unix_socket(serve: Servers) -> None:
+    """A sidecar needs no port."""
+    with tempfile.TemporaryDirectory(prefix="sz", dir="/tmp") as folder:
+        path = Path(folder) / "admin.sock"
+        server = serve("echo:app", {"admin": {"bind": f"unix:{path}"}})
+        with Connection(socket.AF_UNIX, str(path)) as connection:
+
+            def is_ready() -> bool:
+                connection.send(get("/readyz"))
+                return connection.response().body == b"ready\n"
+
+            wait_until(is_ready, 5, lambda: "not ready")
+        assert server.stop() == 0
+        assert not path.exists()
+
+
+# What it answers
+
+
+def test_http_of_the_admin_listener(pair: tuple[Server, AdminClient]) -> None:
+    """Keep-alive, HEAD, 404, 405; nothing may be cached or taken for another type."""
+    _, admin = pair
+    with admin.connect() as connection:
+        for _ in range(3):
+            connection.send(get("/livez"))
+            response = connection.response()
+            assert response.body == b"alive\n"
+            assert response.value("Cache-Control") == "no-store"
+            assert response.value("X-Content-Type-Options") == "nosniff"
+        connection.send(get("/readyz", method="HEAD"))
+        assert connection.response("HEAD").value("Content-Length") == "6"
+        connection.send(get("/nothing"))
+        assert connection.response().status == 404
+        connection.send(get("/status", method="POST"))
+        refused = connection.response()
+        assert (refused.status, refused.value("Allow")) == (405, "GET, HEAD")
+        connection.send(get("/livez?verbose=1", "Connection: close"))
+        assert connection.response().closes
+        connection.expect_close()
+
+
+def test_status_names_the_config(pair: tuple[Server, AdminClient]) -> None:
+    """What is running, and how it is configured."""
+    server, admin = pair
+    status = admin.json()
+    assert status["pid"] == server.process.pid
+    assert status["state"] == "serving"
+    assert status["config"]["admin"]["bind"] == admin.bind
+    assert status["config"]["concurrency"]["threads"] == 32
+    assert status["python"].startswith("3.")
+    assert status["version"]
+
+
+def test_threads_shows_where_a_handler_is(pair: tuple[Server, AdminClient]) -> None:
+    """The Python stack of the thread that runs it."""
+    server, admin = pair
+    with server.connect() as connection:
+        connection.send(get("/gate?threads"))
+        server.wait_event("begun", path="/gate")
+        threads = admin.json("/threads")["threads"]
+        stacks = {one["name"]: one["stack"] for one in threads if one["stack"]}
+        busy = [name for name in stacks if name.startswith("serve-zig-")]
+        assert len(busy) == 1, stacks
+        frames = [
+            (frame["file"].rpartition("/")[2], frame["function"]) for frame in stacks[busy[0]]
+        ]
+        assert frames[-2:] == [("holding.py", "app"), ("events.py", "wait_gate")]
+        server.open_gate("threads")
+        assert connection.response().status == 200
+
+
+# Without the GIL
+
+
+def test_answers_while_a_handler_holds_the_gil(serve: Servers) -> None:
+    """Health, metrics, status and page at once; the stacks say after a second that they cannot."""
+    server, admin = serve_with_admin(serve, "holding:app")
+    with server.connect() as connection:
+        connection.send(get("/hold?2"))
+        server.wait_event("begun", path="/hold")
+        began = time.monotonic()
+        for path in ("/livez", "/readyz", "/status", "/", "/metrics"):
+            assert admin.ask(path, within=0.3).status == 200, path
+        with admin.connect() as waiting:
+            waiting.send(get("/threads"))
+            assert admin.ask("/livez", within=0.3).status == 200
+            response = waiting.response()
+        assert response.status == 503
+        assert "GIL" in response.json()["error"]
+        # The handler was still at it all the while.
+        assert time.monotonic() - began < 1.8
+        assert not server.events("done", path="/hold")
+        assert connection.response().body == b"done /hold"
+    assert admin.ask("/threads").status == 200
+
+
+def test_livez_turns_when_the_gil_is_lost(serve: Servers) -> None:
+    """Requests wait, none ends, and the GIL cannot be had for livez_stall: 503, then 200 again."""
+    config = {"admin": {"livez_stall": 0.5, "in_band": "/-/"}}
+    server, admin = serve_with_admin(serve, "holding:app", config)
+    with server.connect() as first, server.connect() as second:
+        first.send(get("/hold?2"))
+        server.wait_event("begun", path="/hold")
+        # Nobody waits: a handler may compute as long as it likes.
+        time.sleep(0.7)
+        assert admin.text("/livez") == "alive\n"
+        second.send(get("/"))
+        response = wait_until(
+            lambda: found if (found := admin.ask("/livez")).status == 503 else None,
+            1.2,
+            lambda: "/livez stays 200",
+        )
+        assert b"GIL" in response.body
+        assert server.exchange(get("/-/livez")).status == 503
+        assert first.response().status == 200
+        assert second.response().status == 200
+    wait_until(lambda: admin.ask("/livez").status == 200, 2, lambda: "/livez stays 503")
+
+
+def test_livez_stays_when_all_threads_wait_for_something_else(serve: Servers) -> None:
+    """A database that is away is not mended by a restart."""
+    config = {"admin": {"livez_stall": 0.3}, **ONE_THREAD}
+    server, admin = serve_with_admin(serve, "holding:app", config)
+    with server.connect() as first, server.connect() as second:
+        first.send(get("/gate?database"))
+        server.wait_event("begun", path="/gate")
+        second.send(get("/"))
+        for _ in range(10):
+            assert admin.text("/livez") == "alive\n"
+            time.sleep(0.1)
+        server.open_gate("database")
+        assert first.response().status == 200
+        assert second.response().status == 200
+
+
+# Readiness
+
+
+def test_readyz_fails_at_once_on_sigterm(serve: Servers) -> None:
+    """Even while a handler holds the GIL, so that Python has not heard of the signal."""
+    server, admin = serve_with_admin(serve, "holding:app")
+    with server.connect() as connection:
+        connection.send(get("/hold?1"))
+        server.wait_event("begun", path="/hold")
+        server.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        assert admin.wait_ready(503) == "not ready: draining\n"
+        assert admin.ask("/livez").status == 200
+        assert time.monotonic() - began < 0.5
+        assert connection.response().status == 200
+    assert server.wait() == 0
+
+
+def test_readyz_fails_while_the_queue_is_full(serve: Servers) -> None:
+    """A further request would be answered 503."""
+    config = {"concurrency": {"threads": 1, "queue": 1}}
+    server, admin = serve_with_admin(serve, "holding:app", config)
+    with server.connect() as first, server.connect() as second:
+        first.send(get("/gate?full"))
+        server.wait_event("begun", path="/gate")
+        assert admin.text("/readyz") == "ready\n"
+        second.send(get("/"))
+        assert admin.wait_ready(503) == "not ready: the queue is full\n"
+        server.open_gate("full")
+        assert first.response().status == 200
+        assert second.response().status == 200
+    admin.wait_ready()
+
+
+# In band
+
+
+def test_in_band_health(serve: Servers) -> None:
+    """For platforms that allow one port; everything else is the application's."""
+    server = serve("inspecting:app", {"admin": {"in_band": "/-/"}})
+    for path, text in (("/-/livez", b"200 OK: livez\n"), ("/-/readyz", b"200 OK: readyz\n")):
+        response = server.exchange(get(path))
+        assert (response.status, response.body) == (200, text)
+        assert server.exchange(get(path, method="HEAD"), method="HEAD").status == 200
+    for path in ("/-/metrics", "/-/status", "/-/", "/livez"):
+        assert server.exchange(get(path)).json()["environ"]["PATH_INFO"] == path
+    posted = server.exchange(get("/-/livez", "Content-Length: 0", method="POST"))
+    assert posted.json()["environ"]["PATH_INFO"] == "/-/livez"
+
+
+def test_in_band_health_needs_no_thread(serve: Servers) -> None:
+    """It is answered by whoever polls, while the only thread is busy, and says what is so."""
+    config = {"admin": {"in_band": "/-/"}, "concurrency": {"threads": 1, "queue": 1}}
+    server = serve("holding:app", config)
+    with server.connect() as first, server.connect() as second:
+        first.send(get("/gate?band"))
+        server.wait_event("begun", path="/gate")
+        assert server.exchange(get("/-/readyz")).status == 200
+        second.send(get("/"))
+        wait_until(
+            lambda: server.exchange(get("/-/readyz")).status == 503, 5, lambda: "still ready"
+        )
+        assert server.exchange(get("/-/livez")).status == 200
+        server.open_gate("band")
+        assert first.response().status == 200
+        assert second.response().status == 200
+
+
+# Hooks of the application
+
+
+def test_startup_runs_once_before_the_first_request(serve: Servers) -> None:
+    """On the main thread, after the import, before /readyz turns 200 and anything is accepted."""
+    server, admin = serve_with_admin(
+        serve,
+        "holding:app",
+        {"app": {"startup": "holding:startup"}},
+        wait=False,
+        environment={"STARTUP_GATE": "startup"},
+    )
+    server.wait_event("startup", main=True)
+    assert admin.text("/readyz", 503) == "not ready: running app.startup\n"
+    server.open_gate("startup")
+    admin.wait_ready()
+    assert server.exchange(get("/")).status == 200
+    assert len(server.events("startup")) == 1
+
+
+def test_startup_that_raises(serve: Servers) -> None:
+    """Status 3 and the application's own traceback."""
+    server = serve(
+        "holding:app",
+        {"app": {"startup": "holding:startup"}},
+        wait=False,
+        environment={"STARTUP_FAILS": "1"},
+    )
+    assert server.wait() == 3
+    server.errors_expected = True
+    assert "app.startup: calling" in server.log()
+    assert "RuntimeError: the database is away" in server.log()
+    assert 'holding.py", line' in server.log()
+    assert "serve_zig/" not in server.log()
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("holding:missing", 'has no "missing"'),
+        ("holding:PLAIN", "cannot be called, it is a list"),
+        ("holding:startup()", "leave out the ()"),
+        ("nothing_there:startup", "app.startup"),
+    ],
+)
+def test_startup_that_is_none(serve: Servers, target: str, message: str) -> None:
+    """Told with the key, before anything is served."""
+    server = serve("holding:app", {"app": {"startup": target}}, wait=False)
+    assert server.wait() in (2, 3)
+    assert message in server.log()
+    assert "app.startup" in server.log()
+
+
+def test_startup_and_import_have_a_time_limit(serve: Servers) -> None:
+    """app.startup_timeout: status 3, and where the main thread is."""
+    server = serve(
+        "holding:app",
+        {"app": {"startup": "holding:startup", "startup_timeout": 0.5}},
+        wait=False,
+        environment={"STARTUP_GATE": "never"},
+    )
+    began = time.monotonic()
+    assert server.wait() == 3
+    assert time.monotonic() - began < 3
+    assert "app.startup_timeout" in server.log()
+    assert "in wait_gate" in server.log()
+
+
+def test_startup_time_limit_while_the_import_holds_the_gil(serve: Servers) -> None:
+    """Python cannot even say so; the process ends all the same."""
+    server = serve(
+        "holding:app",
+        {"app": {"startup_timeout": 0.3}},
+        wait=False,
+        environment={"HOLDING_IMPORT_SECONDS": "20"},
+    )
+    began = time.monotonic()
+    assert server.wait() == 3
+    assert time.monotonic() - began < 4
+    assert "startup_timeout" in server.log()
+    assert "GIL" in server.log()
+
+
+def test_start_in_time_is_not_disturbed(serve: Servers) -> None:
+    """The limit is on the start, not on the server."""
+    server = serve("holding:app", {"app": {"startup_timeout": 5.0}})
+    assert server.exchange(get("/")).status == 200
+    assert server.stop() == 0
+
+
+def test_shutdown_runs_once_after_the_drain(serve: Servers) -> None:
+    """When the last request has been answered."""
+    server = serve("holding:app", {"app": {"shutdown": "holding:shutdown"}})
+    with server.connect() as connection:
+        connection.send(get("/gate?last"))
+        server.wait_event("begun", path="/gate")
+        server.send_signal(signal.SIGTERM)
+        server.wait_log("draining")
+        assert not server.events("shutdown")
+        server.open_gate("last")
+        assert connection.response().status == 200
+    assert server.wait() == 0
+    names = [event["event"] for event in server.events()]
+    assert names[-2:] == ["done", "shutdown"]
+    assert server.events("shutdown", main=True)
+
+
+def test_shutdown_that_raises(serve: Servers) -> None:
+    """The drain was clean and the end is not: status 3."""
+    server = serve(
+        "holding:app",
+        {"app": {"shutdown": "holding:shutdown"}},
+        environment={"SHUTDOWN_FAILS": "1"},
+    )
+    assert server.stop() == 3
+    server.errors_expected = True
+    assert "app.shutdown: calling" in server.log()
+    assert "RuntimeError: the database is still away" in server.log()
+
+
+def test_shutdown_that_hangs(serve: Servers) -> None:
+    """It may take as long as a drain; then the process ends, and says where it hung."""
+    server = serve(
+        "holding:app",
+        {"app": {"shutdown": "holding:shutdown"}, "timeouts": {"drain": 0.5}},
+        environment={"SHUTDOWN_HANGS": "1"},
+    )
+    began = time.monotonic()
+    assert server.stop() == 4
+    assert time.monotonic() - began < 3
+    assert "app.shutdown takes longer" in server.log()
+    assert "in shutdown" in server.log()
