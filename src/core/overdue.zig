@@ -188,7 +188,8 @@ pub fn look(server: *Server, lane: *Lane, date: *date_module.Date, now_ms: u64) 
             .waited_ms = now_ms - (due_ms - limit_ms),
             .answered = false,
         };
-        const is_known = crew.current.read(&report.request, sys.monotonic_ns());
+        const prefix = &server.pool.id_prefix;
+        const is_known = crew.current.read(&report.request, prefix, sys.monotonic_ns());
         if (!is_known or !act(server, &crew.call, seen, &report, lane, date)) {
             next_ms = @min(next_ms, now_ms + retry_ms);
             continue;
