@@ -87,7 +87,7 @@ class Document:
         self.origin = origin
         self._lines: dict[str, _Line] = {}
         self._table_comments: dict[str, list[str]] = {}
-        self._rows: list[dict[str, str]] = []
+        self._rows: list[dict[str, str | bool]] = []
         self._row_comments: list[str] = []
         self._notes: list[tuple[str, str]] = []
 
@@ -120,7 +120,7 @@ class Document:
         """Add a comment at the head of a table."""
         self._table_comments.setdefault(table, []).append(text)
 
-    def add_static(self, row: dict[str, str], comment: str) -> None:
+    def add_static(self, row: dict[str, str | bool], comment: str) -> None:
         """Add a folder of static files; ``row`` holds the keys of [[static]] without the table."""
         self._rows.append(row)
         self._row_comments.append(comment)
@@ -168,7 +168,7 @@ class Document:
         mark = "" if is_live else "# "
         for row, comment in zip(self._rows, self._row_comments, strict=True):
             lines = [f"{mark}[[static]]", _comment(comment, "")]
-            lines += [f"{mark}{name} = {toml_format.string(value)}" for name, value in row.items()]
+            lines += [f"{mark}{name} = {_plain(value)}" for name, value in row.items()]
             if not is_live:
                 lines.append("# (not available in this version of serve-zig)")
             parts.append("\n".join(lines))

@@ -459,7 +459,12 @@ class _Migration:
             self.document.note(_said("static-map", value), "write [[static]] by hand.")
             return
         route, _, directory = str(value).partition("=")
-        row = {"route": route, "directory": directory}
+        # Where there is no file, uWSGI asks the application.
+        row: dict[str, str | bool] = {
+            "route": route,
+            "directory": directory,
+            "fallthrough": True,
+        }
         index, expires = self._value("static-index"), self._value("static-expires-uri")
         if isinstance(index, str):
             row["index"] = index
