@@ -1,12 +1,13 @@
 """What the process has not got: descriptors and Python's memory. It stays alive and recovers."""
 
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from serving import Server, Servers, wait_until
+from serving import Server, Servers, StartError, wait_until
 from wire import Connection, all_closed, get, post
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="sets limits and reads /proc")
@@ -137,6 +138,40 @@ def test_upload_without_descriptors(scarce: Server) -> None:
         connection.close()
         give(owner, 5)
         assert scarce.exchange(upload).body == b"50000"
+
+
+def limited(count: int) -> list[str]:
+    """Return a command that gives the one behind it so many descriptors."""
+    return ["sh", "-c", f'ulimit -n {count}; exec "$@"', "sh"]
+
+
+def test_hardly_any_descriptors(serve: Servers) -> None:
+    """With too few for itself the server says so; with none for clients it waits, and ends."""
+    launcher = [sys.executable, "-m", "serve_zig", "--version"]
+    least = 3
+    while subprocess.run([*limited(least), *launcher], capture_output=True).returncode != 0:
+        least += 1
+    logs = []
+    for count in range(least, least + 60):
+        server = serve("exhausting:app", prefix=limited(count), wait=False)
+        server.errors_expected = True
+        try:
+            server.wait_ready()
+            break
+        except StartError:
+            assert server.exit_status == 1
+            logs.append(server.log())
+    assert any("core cannot start: OSError: the system refused" in log for log in logs), logs
+    # The start may have needed a few more than it keeps.
+    with all_closed([server.connect() for _ in range(6)]) as connections:
+        for connection in connections:
+            connection.send(get("/ok")[:-2])
+        before = server.cpu_seconds()
+        connections[-1].expect_silence(0.5)
+        assert server.cpu_seconds() - before < 0.2
+        for connection in connections:
+            connection.close()
+    assert server.stop() == 0
 
 
 def test_a_full_table_costs_nothing(serve: Servers) -> None:

@@ -44,7 +44,8 @@ fn raise_start_error(err: anyerror) capi.Error {
         error.OutOfMemory => _ = capi.PyErr_NoMemory(),
         else => return capi.raise(
             capi.PyExc_OSError,
-            "the system refused what the server needs to start (epoll or kqueue, a thread)",
+            "the system refused what the server needs to start: a descriptor (ulimit -n), " ++
+                "epoll or kqueue, or a thread (ulimit -u)",
         ),
     }
     return error.Raised;
