@@ -6,6 +6,7 @@
 
 const std = @import("std");
 const builtin = @import("builtin");
+const fuzz = @import("fuzz/steps.zig");
 
 comptime {
     const wanted = "0.15.2";
@@ -41,12 +42,18 @@ pub fn build(b: *std.Build) void {
     core_options.addOption([]const u8, "version", version());
     core_options.addOption(bool, "libkqueue", kqueue_library != null);
 
-    add_core_tests(b, .{
+    const tests = add_core_tests(b, .{
         .target = target,
         .tsan = tsan,
         .filter = test_filter,
         .options = core_options,
         .kqueue_library = kqueue_library,
+    });
+    fuzz.add(b, .{
+        .target = target,
+        .core_options = core_options,
+        .tests = tests,
+        .filter = test_filter,
     });
 
     const include = b.option([]const u8, "python-include", "Folder that holds Python.h");
@@ -93,7 +100,7 @@ const CoreTests = struct {
     kqueue_library: ?[]const u8,
 };
 
-fn add_core_tests(b: *std.Build, options: CoreTests) void {
+fn add_core_tests(b: *std.Build, options: CoreTests) *std.Build.Step {
     const module = b.createModule(.{
         .root_source_file = b.path("src/core/core.zig"),
         .target = options.target,
@@ -112,7 +119,9 @@ fn add_core_tests(b: *std.Build, options: CoreTests) void {
         .filters = if (options.filter) |filter| b.dupeStrings(&.{filter}) else &.{},
     });
     const run = b.addRunArtifact(tests);
-    b.step("test", "Run the core's tests").dependOn(&run.step);
+    const step = b.step("test", "Run the core's tests");
+    step.dependOn(&run.step);
+    return step;
 }
 
 fn link_kqueue(module: *std.Build.Module, folder: []const u8) void {

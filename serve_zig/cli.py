@@ -20,12 +20,20 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_COMMANDS_LATER = ("init", "schema", "migrate", "top")
+_COMMANDS_LATER = ("top",)
+
+# Each has options of its own, so it stands first on the command line.
+_COMMANDS = ("init", "migrate", "schema")
 
 # What a shell reports for a program that SIGINT ended.
 _EXIT_INTERRUPTED = 130
 
 _EPILOG = """\
+commands:
+  serve-zig init     write a serve.toml for the application of this folder
+  serve-zig migrate  print the serve.toml for a gunicorn.conf.py, uwsgi.ini or command
+  serve-zig schema   print the JSON Schema of serve.toml, for editors
+
 exit status:
   0  after a clean drain
   1  the server failed
@@ -37,8 +45,11 @@ exit status:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return _run(_parse(arguments))
+        if given and given[0] in _COMMANDS:
+            return _run_command(given[0], given[1:])
+        return _run(_parse(given))
     except LauncherError as error:
         sys.stderr.write(error.report())
         return error.exit_status
@@ -76,7 +87,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="load the config and import the application, print the resolved config, exit",
     )
-    parser.add_argument("--reload", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--reload",
+        action="store_true",
+        help="development: restart the server when a source file changes",
+    )
     parser.add_argument(
         "--version", action="store_true", help="print the versions of serve-zig, Python and Zig"
     )
@@ -93,8 +108,10 @@ def _run(options: argparse.Namespace) -> int:
         return _print_version()
     if options.command:
         raise _unknown_command(options.command[0])
-    if options.reload:
-        raise ConfigError("--reload is not available yet; leave it out")
+    if options.reload and not options.check:
+        from serve_zig import reload
+
+        return reload.supervise(options.config, options.overrides)
     config = load_config(options.config, options.overrides)
     if options.check:
         return _check(config)
@@ -104,7 +121,21 @@ def _run(options: argparse.Namespace) -> int:
     return serve(config)
 
 
+def _run_command(command: str, arguments: list[str]) -> int:
+    # Each is imported where it is run: none costs the start of a server anything.
+    match command:
+        case "init":
+            from serve_zig.init_command import main as command_main
+        case "migrate":
+            from serve_zig.migrate_command import main as command_main
+        case _:
+            from serve_zig.json_schema import main as command_main
+    return command_main(arguments)
+
+
 def _unknown_command(command: str) -> ConfigError:
+    if command in _COMMANDS:
+        return ConfigError(f"the command {command} stands first: serve-zig {command}")
     if command in _COMMANDS_LATER:
         return ConfigError(f"the command {command} is not available yet; leave it out")
     if ":" in command:

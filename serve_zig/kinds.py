@@ -9,6 +9,7 @@ import re
 
 from serve_zig import toml_format
 from serve_zig.addresses import AddressError, parse_address
+from serve_zig.networks import NetworkError, parse_network
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ SECONDS_MAX = 86_400.0
 
 _SIZE = re.compile(r"([0-9]{1,20}) ?([A-Za-z]+)")
 _INTEGER = re.compile(r"[+-]?[0-9]{1,20}")
+_PATH = re.compile(r"/[!-\"$->@-~]*")
 _DECIMAL = re.compile(r"[+-]?[0-9]{1,20}(\.[0-9]{1,20})?([eE][+-]?[0-9]{1,3})?")
 
 
@@ -79,18 +81,29 @@ class Kind:
 
 
 class Text(Kind):
-    """A string that is not empty; ``check`` may refuse it by raising ValueError with a sentence."""
+    """A string; ``check`` may refuse it by raising ValueError with a sentence.
+
+    The empty string is refused unless ``empty`` says that it stands for something; then it is not
+    checked.
+    """
 
     name = "string"
 
-    def __init__(self, allowed: str, check: Callable[[str], object] | None = None) -> None:
+    def __init__(
+        self, allowed: str, check: Callable[[str], object] | None = None, *, empty: bool = False
+    ) -> None:
         self.allowed = allowed
         self._check = check
+        self._empty = empty
 
     def parse(self, value: object) -> str:
         """Return the string."""
-        if not isinstance(value, str) or value == "" or "\0" in value:
+        if not isinstance(value, str) or "\0" in value:
             raise self.unsuitable(value)
+        if value == "":
+            if not self._empty:
+                raise self.unsuitable(value)
+            return value
         if self._check is not None:
             try:
                 self._check(value)
@@ -101,6 +114,14 @@ class Text(Kind):
     def to_toml(self, value: Value) -> str:
         """Return a basic string."""
         return toml_format.string(str(value))
+
+
+class OptionalText(Text):
+    """A string that may be empty, for nothing; then it is not shown to ``check``."""
+
+    def parse(self, value: object) -> str:
+        """Return the string."""
+        return "" if value == "" else super().parse(value)
 
 
 class Choice(Kind):
@@ -126,6 +147,29 @@ class Choice(Kind):
     def to_toml(self, value: Value) -> str:
         """Return a basic string."""
         return toml_format.string(str(value))
+
+
+class Boolean(Kind):
+    """True or false."""
+
+    name = "boolean"
+    allowed = "true or false"
+
+    def parse(self, value: object) -> bool:
+        """Return the truth value; a number is none."""
+        if not isinstance(value, bool):
+            raise self.unsuitable(value)
+        return value
+
+    def from_text(self, text: str) -> bool:
+        """Return what the text spells as TOML does."""
+        if text not in ("true", "false"):
+            raise self.unsuitable(text)
+        return text == "true"
+
+    def to_toml(self, value: Value) -> str:
+        """Return a boolean."""
+        return "true" if value else "false"
 
 
 class Integer(Kind):
@@ -210,6 +254,16 @@ class Seconds(Kind):
         return toml_format.number(value)
 
 
+class Ratio(Seconds):
+    """A share of all, from 0 to 1."""
+
+    name = "number"
+
+    def __init__(self) -> None:
+        super().__init__(0.0, 1.0)
+        self.allowed = "a number from 0 to 1"
+
+
 class Size(Kind):
     """A number of bytes from ``least`` to ``most``: an integer, or a string with a unit."""
 
@@ -275,6 +329,73 @@ class Addresses(Kind):
                 raise UnsuitableError(f"{toml_format.string(text)} is given twice; remove one")
             addresses.append(text)
         return addresses
+
+    def to_toml(self, value: Value) -> str:
+        """Return an array of basic strings."""
+        assert isinstance(value, list)
+        return toml_format.strings(value)
+
+
+class Networks(Kind):
+    """Any number of addresses, CIDR ranges and the word "unix", none twice."""
+
+    name = "string or list of strings"
+    allowed = (
+        'one string or a list of strings: addresses, CIDR ranges such as "10.0.0.0/8", or "unix"'
+    )
+
+    def parse(self, value: object) -> list[str]:
+        """Return the networks as a list, each in its shortest form; commas separate, too."""
+        texts = value.split(",") if isinstance(value, str) and value else value
+        if not isinstance(texts, list):
+            raise self.unsuitable(value)
+        networks: list[str] = []
+        for text in texts:
+            if not isinstance(text, str):
+                raise UnsuitableError(
+                    f"found {toml_format.describe(text)} in the list; allowed is {self.allowed}"
+                )
+            try:
+                network = parse_network(text.strip(" "))
+            except NetworkError as error:
+                raise UnsuitableError(str(error)) from None
+            if network in networks:
+                raise UnsuitableError(f"{toml_format.string(network)} is given twice; remove one")
+            networks.append(network)
+        return networks
+
+    def from_text(self, text: str) -> list[str]:
+        """Return the networks that the text names, separated by commas; none if it is empty."""
+        return self.parse(text) if text.strip(" ") else []
+
+    def to_toml(self, value: Value) -> str:
+        """Return an array of basic strings."""
+        assert isinstance(value, list)
+        return toml_format.strings(value)
+
+
+class Paths(Kind):
+    """Any number of request paths, none twice."""
+
+    name = "string or list of strings"
+    allowed = 'one string or a list of strings, each a path as requests have it, such as "/health"'
+
+    def parse(self, value: object) -> list[str]:
+        """Return the paths as a list."""
+        texts = [value] if isinstance(value, str) else value
+        if not isinstance(texts, list):
+            raise self.unsuitable(value)
+        paths: list[str] = []
+        for text in texts:
+            if not isinstance(text, str) or _PATH.fullmatch(text) is None:
+                raise UnsuitableError(
+                    f"found {toml_format.describe(text)} in the list; allowed is {self.allowed}, "
+                    "percent-encoded and without a query"
+                )
+            if text in paths:
+                raise UnsuitableError(f"{toml_format.string(text)} is given twice; remove one")
+            paths.append(text)
+        return paths
 
     def to_toml(self, value: Value) -> str:
         """Return an array of basic strings."""

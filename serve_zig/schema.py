@@ -7,21 +7,28 @@ no kind: it is refused by name, never accepted and ignored.
 
 from __future__ import annotations
 
+from serve_zig.addresses import parse_url
 from serve_zig.kinds import (
     GIBIBYTE,
     KIBIBYTE,
     MEBIBYTE,
     TEBIBYTE,
     Addresses,
+    Boolean,
     Choice,
     Integer,
     Kind,
     Mode,
+    Networks,
+    OptionalText,
+    Paths,
+    Ratio,
     Seconds,
     Size,
     Text,
     Value,
 )
+from serve_zig.static_tables import check_cache_control, check_index, check_route
 from serve_zig.target import parse_target
 
 # Below a millisecond there is nothing left to time; 0 would read as "no limit" to some and as "at
@@ -30,7 +37,7 @@ _SECONDS_LEAST = 0.001
 
 
 class Key:
-    """One key: ``path`` is ``table.name``.
+    """One key: ``path`` is ``table.name``, also where there may be several of the table.
 
     A ``default`` of None means that the key must be given. A ``kind`` of None means that the
     key is not available yet; ``default_toml`` is then what the contract says.
@@ -78,9 +85,16 @@ TABLES: dict[str, str] = {
     "proxy": "Reverse proxies in front of the server.",
     "log": "What is written to stderr, and the access log.",
     "admin": "The listener for health, metrics and diagnosis.",
+    "telemetry": "Traces for OpenTelemetry, exported over OTLP/HTTP.",
     "static": "Files that are answered without the application.",
 }
 """Each table with one sentence, in the order of the documents."""
+
+ARRAYS = frozenset({"static"})
+"""Tables of which there may be several, or none: ``[[static]]``.
+
+A key path counts them, from 0: ``static.0.route``.
+"""
 
 KEYS: tuple[Key, ...] = (
     Key(
@@ -258,13 +272,28 @@ KEYS: tuple[Key, ...] = (
         '"log"',
         'What happens past timeouts.request: "log" the Python stack, "answer" 504, or "raise".',
     ),
-    _later(
+    Key(
         "proxy.trusted",
-        "[]",
-        'Addresses and CIDR ranges, or "unix"; only from these are forwarded fields believed.',
+        Networks(),
+        [],
+        'Addresses and CIDR ranges of proxies, or "unix" for whoever connects to a unix socket. '
+        "Forwarded fields are believed only from these; those of any other peer are stripped, so "
+        "that the application does not get them either (docs/PROXIES.md).",
     ),
-    _later("proxy.headers", '"x-forwarded"', 'Which fields: "x-forwarded", or "forwarded".'),
-    _later("proxy.protocol", "false", "PROXY protocol v1 and v2, required from trusted peers."),
+    Key(
+        "proxy.headers",
+        Choice("x-forwarded", "forwarded"),
+        "x-forwarded",
+        "Which fields the trusted proxies set: X-Forwarded-For, -Proto, -Host, -Port and -Prefix, "
+        "or Forwarded (RFC 7239). The other kind is stripped.",
+    ),
+    Key(
+        "proxy.protocol",
+        Boolean(),
+        False,
+        "Trusted peers begin each connection with a header of the PROXY protocol, version 1 or 2; "
+        "one that does not is closed. Other peers may not send one.",
+    ),
     Key(
         "log.level",
         Choice("error", "warning", "info"),
@@ -273,20 +302,99 @@ KEYS: tuple[Key, ...] = (
     ),
     Key(
         "log.format",
-        Choice("text", later=("json",)),
+        Choice("text", "json"),
         "text",
-        "How error and access lines are written.",
+        "How error and access lines are written, one record a line in JSON.",
     ),
-    _later("log.access", '"off"', 'The access log: "stdout", "stderr" or a file path.'),
-    _later("log.access_exclude", "[]", "Paths not logged when answered below 400."),
-    _later("log.slow_request", "0.0", "Requests slower than this are logged with their phases."),
+    Key(
+        "log.access",
+        Text('"off", "stdout", "stderr" or a file path'),
+        "off",
+        'The access log, one line a request: "stdout", "stderr", or a file, which SIGHUP opens '
+        "anew. Combined Log Format with the request id behind it, or JSON (see docs/LOGGING.md).",
+    ),
+    Key(
+        "log.access_exclude",
+        Paths(),
+        [],
+        'Paths, such as "/health", whose requests are not in the access log when they are answered '
+        "below 400.",
+    ),
+    Key(
+        "log.slow_request",
+        Seconds(0.0),
+        0.0,
+        "Requests that take longer, from their first byte to the last of the answer, are logged "
+        "as warnings with their phases; 0: none.",
+    ),
+    Key(
+        "log.server_timing",
+        Boolean(),
+        False,
+        "Whether answers have a Server-Timing field that says where the time went until then "
+        "(head, body, queue, gil, app), for the browser's developer tools.",
+    ),
     _later("admin.bind", '""', "The address of the admin listener; empty: none."),
     _later("admin.livez_stall", "30.0", "How long a stall may last until /livez turns 503."),
     _later("admin.in_band", '""', "A path prefix for /livez and /readyz on the main listeners."),
-    _later("static.route", '""', "The path prefix that is answered from the directory."),
-    _later("static.directory", '""', "The directory of the files."),
-    _later("static.cache_control", '""', "The Cache-Control field of the answers."),
-    _later("static.index", '""', "The file that answers for a directory."),
+    Key(
+        "telemetry.otlp_endpoint",
+        OptionalText(
+            'a URL, such as "http://collector:4318"; or an empty string, for none', parse_url
+        ),
+        "",
+        "The collector that gets a span for each sampled request; needs pip install "
+        "'serve-zig[otel]'. Empty: none, and no cost.",
+    ),
+    Key(
+        "telemetry.sample_ratio",
+        Ratio(),
+        1.0,
+        "The share of traces begun here that are sampled; a request that belongs to a trace is "
+        "sampled if that is. OTEL_TRACES_SAMPLER in the environment counts more.",
+    ),
+    Key(
+        "telemetry.service_name",
+        OptionalText("a string, or an empty one for the default"),
+        "",
+        "The name of the service; empty: OTEL_SERVICE_NAME, or else the module of app.target.",
+    ),
+    Key(
+        "static.route",
+        Text('a string that begins with a slash, such as "/static"', check_route),
+        None,
+        "The path, or the path prefix up to a slash, that is answered from the directory. The "
+        "longest route that matches counts.",
+    ),
+    Key(
+        "static.directory",
+        Text("a string that names a directory"),
+        None,
+        "The directory of the files, relative to the config file.",
+    ),
+    Key(
+        "static.cache_control",
+        Text(
+            'a string such as "public, max-age=3600"; empty: no field',
+            check_cache_control,
+            empty=True,
+        ),
+        "",
+        "The Cache-Control field of the answers.",
+    ),
+    Key(
+        "static.index",
+        Text('the name of a file, such as "index.html"; empty: none', check_index, empty=True),
+        "",
+        "The file that answers for a directory.",
+    ),
+    Key(
+        "static.fallthrough",
+        Boolean(),
+        False,
+        "Whether the application answers where there is no file, and methods other than GET and "
+        "HEAD; else the answer is 404, or 405.",
+    ),
 )
 """Every key that the contract names, table by table."""
 

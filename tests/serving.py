@@ -81,11 +81,21 @@ class Server:
         return f"http://127.0.0.1:{self.port}"
 
     def connect(
-        self, bind: str | None = None, *, timeout: float = 10.0, receive_buffer: int = 0
+        self,
+        bind: str | None = None,
+        *,
+        timeout: float = 10.0,
+        receive_buffer: int = 0,
+        source: str = "",
     ) -> Connection:
-        """Open a raw connection to the first listener, or to another one."""
+        """Open a raw connection to the first listener, or to another one.
+
+        `source` is the address that it comes from; on Linux all of 127.0.0.0/8 is there.
+        """
         family, address = address_of(bind or self.binds[0])
-        return Connection(family, address, timeout=timeout, receive_buffer=receive_buffer)
+        return Connection(
+            family, address, timeout=timeout, receive_buffer=receive_buffer, source=source
+        )
 
     def raw(self, data: bytes, *, timeout: float = 10.0, half_close: bool = False) -> bytes:
         """Send data on a new connection and return all that comes until the server closes."""
@@ -335,13 +345,15 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def to_toml(settings: Mapping[str, Any]) -> str:
-    """Write two levels of tables as TOML."""
+    """Write tables, and lists of tables, as TOML."""
     lines: list[str] = []
-    for table, entries in settings.items():
-        lines.append(f"[{table}]")
-        # JSON's numbers, booleans, arrays and strings are TOML's too.
-        lines += [f"{key} = {json.dumps(value)}" for key, value in entries.items()]
-        lines.append("")
+    for table, content in settings.items():
+        is_list = isinstance(content, list)
+        for entries in content if is_list else [content]:
+            lines.append(f"[[{table}]]" if is_list else f"[{table}]")
+            # JSON's numbers, booleans, arrays and strings are TOML's too.
+            lines += [f"{key} = {json.dumps(value)}" for key, value in entries.items()]
+            lines.append("")
     return "\n".join(lines)
 
 

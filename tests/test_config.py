@@ -19,6 +19,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 MINIMAL = '[app]\ntarget = "hello:app"\n'
 
 AVAILABLE = [key for key in schema.KEYS if key.kind is not None]
+SINGLE = [key for key in AVAILABLE if key.table not in schema.ARRAYS]
 LATER = [key for key in schema.KEYS if key.kind is None]
 
 
@@ -62,9 +63,10 @@ def test_reference_file_loads_with_every_default() -> None:
     loaded = config.load(str(REPOSITORY / "serve.toml"), environment={})
     assert loaded.text("app.target") == "examples.hello:app"
     assert loaded.text("app.directory") == str(REPOSITORY)
-    for key in AVAILABLE:
+    for key in SINGLE:
         if key.path not in ("app.target", "app.directory"):
             assert loaded._values[key.path] == key.default, key.path
+    assert [loaded.count(table) for table in schema.ARRAYS] == [0]
 
 
 def test_reference_file_shows_every_key_with_its_default() -> None:
@@ -80,8 +82,8 @@ def test_reference_file_shows_every_key_with_its_default() -> None:
     assert set(shown) == set(schema.KEYS_BY_PATH)
     for path, (default_toml, is_active) in shown.items():
         key = schema.KEYS_BY_PATH[path]
-        assert is_active == (key.kind is not None), path
-        if path != "app.target":
+        assert is_active == (key.kind is not None and key.table not in schema.ARRAYS), path
+        if key.default is not None or key.kind is None:
             assert default_toml == key.default_toml, path
 
 
@@ -216,7 +218,7 @@ def test_toml_that_is_nested_too_deeply_is_refused(loader: Loader) -> None:
         (
             "[xyzzy]\n",
             "serve.toml:3: xyzzy: unknown table; the tables are app, listen, concurrency, limits, "
-            "timeouts, proxy, log, admin, static",
+            "timeouts, proxy, log, admin, telemetry, static",
         ),
         (
             "[limits]\n'a b\\n\"' = 1\n",
@@ -257,15 +259,108 @@ def test_key_that_is_not_available_yet_is_refused_by_name(loader: Loader, key: s
 
 
 def test_table_that_is_not_available_yet_is_refused_even_if_empty(loader: Loader) -> None:
-    (problem,) = loader.refuse(MINIMAL + "[proxy]\n")
-    assert problem == "serve.toml:3: proxy: not available yet; remove the table"
-    (problem,) = loader.refuse(MINIMAL + "[[static]]\nroute = '/s/'\n")
-    assert problem == "serve.toml:4: static.route: not available yet; remove the key"
+    (problem,) = loader.refuse(MINIMAL + "[admin]\n")
+    assert problem == "serve.toml:3: admin: not available yet; remove the table"
 
 
-def test_word_that_is_not_available_yet_is_refused(loader: Loader) -> None:
-    (problem,) = loader.refuse(MINIMAL + "[log]\nformat = 'json'\n")
-    assert problem == 'serve.toml:4: log.format: "json" is not available yet; allowed is "text"'
+# Proxies.
+
+
+@pytest.mark.parametrize(
+    ("written", "networks"),
+    [
+        ("[]", []),
+        ('"10.0.0.0/8"', ["10.0.0.0/8"]),
+        ('"10.0.0.0/8, unix"', ["10.0.0.0/8", "unix"]),
+        ('["192.0.2.1", "192.0.2.2/32"]', ["192.0.2.1", "192.0.2.2"]),
+        ('["0.0.0.0/0", "::/0"]', ["0.0.0.0/0", "::/0"]),
+        ('["2001:DB8:0::/32", "::1"]', ["2001:db8::/32", "::1"]),
+        ('"::ffff:10.0.0.0/104"', ["::ffff:a00:0/104"]),
+        ('["unix"]', ["unix"]),
+        ('"${NETWORKS}"', ["10.0.0.0/8", "fd00::/8"]),
+        ('["${NETWORK}", "unix"]', ["192.0.2.0/24", "unix"]),
+        ('"${NOTHING:-}"', []),
+    ],
+)
+def test_trusted_proxies(loader: Loader, written: str, networks: list[str]) -> None:
+    environment = {"NETWORKS": "10.0.0.0/8, fd00::/8", "NETWORK": "192.0.2.0/24"}
+    loaded = loader.load(f"{MINIMAL}[proxy]\ntrusted = {written}\n", environment=environment)
+    found = loaded.strings("proxy.trusted")
+    # Older Pythons write an IPv4-mapped address without dots.
+    assert [one.replace("::ffff:10.0.0.0", "::ffff:a00:0") for one in found] == networks
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "localhost",
+        "10.0.0.300",
+        "10.0.0",
+        "10.0.0.0/33",
+        "::/129",
+        "10.0.0.0/",
+        "10.0.0.0/08",
+        "10.0.0.0/255.0.0.0",
+        "010.0.0.1",
+        "fe80::1%eth0",
+        "[::1]",
+        "127.0.0.1:80",
+        "unix:/run/app.sock",
+        "UNIX",
+        "1",
+        "*",
+        " ",
+        "10.0.0.1\n",
+        "\u0661.1.1.1",
+    ],
+)
+def test_trusted_proxy_that_is_none(loader: Loader, text: str) -> None:
+    (problem,) = loader.refuse(f"{MINIMAL}[proxy]\ntrusted = [{toml_string(text)}]\n")
+    shown = toml_string(text.strip(" "))
+    assert problem.startswith(f'serve.toml:4: proxy.trusted: found {shown}; write an address ("')
+
+
+def toml_string(text: str) -> str:
+    """Return the text as a TOML string with what cannot be printed escaped."""
+    return '"' + text.replace("\n", "\\n") + '"'
+
+
+def test_trusted_range_with_bits_beyond_its_prefix(loader: Loader) -> None:
+    (problem,) = loader.refuse(f'{MINIMAL}[proxy]\ntrusted = "10.1.2.3/8"\n')
+    assert problem == (
+        'serve.toml:4: proxy.trusted: found "10.1.2.3/8", which has bits set beyond its prefix; '
+        'write "10.0.0.0/8" for the range, or "10.1.2.3" for the address'
+    )
+
+
+def test_trusted_proxy_given_twice(loader: Loader) -> None:
+    (problem,) = loader.refuse(f'{MINIMAL}[proxy]\ntrusted = ["::1", "0::1/128"]\n')
+    assert problem == 'serve.toml:4: proxy.trusted: "::1" is given twice; remove one'
+    (problem,) = loader.refuse(f"{MINIMAL}[proxy]\ntrusted = [1]\n")
+    assert "proxy.trusted: found the integer 1 in the list; allowed is one string" in problem
+
+
+def test_proxy_protocol_needs_somebody_to_speak_it(loader: Loader) -> None:
+    (problem,) = loader.refuse(f"{MINIMAL}[proxy]\nprotocol = true\n")
+    assert problem.startswith("serve.toml:4: proxy.protocol: nobody is asked for a PROXY header")
+    loaded = loader.load(f'{MINIMAL}[proxy]\nprotocol = true\ntrusted = "unix"\n')
+    assert loaded.boolean("proxy.protocol") is True
+
+
+@pytest.mark.parametrize(("text", "value"), [("true", True), ("false", False), ("", False)])
+def test_boolean_of_a_variable(loader: Loader, text: str, value: bool) -> None:
+    config_text = f"{MINIMAL}[proxy]\ntrusted = 'unix'\nprotocol = '${{P:-false}}'\n"
+    loaded = loader.load(config_text, environment={"P": text})
+    assert loaded.boolean("proxy.protocol") is value
+
+
+@pytest.mark.parametrize("text", ["yes", "1", "True", "on"])
+def test_boolean_that_is_none(loader: Loader, text: str) -> None:
+    config_text = f"{MINIMAL}[proxy]\ntrusted = 'unix'\nprotocol = '${{P}}'\n"
+    (problem,) = loader.refuse(config_text, environment={"P": text})
+    assert f'proxy.protocol: found the string "{text}"; allowed is true or false' in problem
+    (problem,) = loader.refuse(f"{MINIMAL}[proxy]\nprotocol = 'true'\n")
+    assert 'proxy.protocol: found the string "true"; allowed is true or false' in problem
 
 
 def test_every_mistake_is_reported_at_once(loader: Loader) -> None:
@@ -287,6 +382,14 @@ def test_every_mistake_is_reported_at_once(loader: Loader) -> None:
 
 def test_wrong_types_are_refused_for_every_key(loader: Loader) -> None:
     for key in AVAILABLE:
+        right: tuple[str, ...] = ()
+        if key.path in ("proxy.trusted", "log.access_exclude"):
+            right = ("[]",)
+        if isinstance(key.kind, kinds.Boolean):
+            right = ("true", "false")
+        is_array = key.table in schema.ARRAYS
+        header = f"[[{key.table}]]" if is_array else f"[{key.table}]"
+        path = f"{key.table}.0.{key.name}" if is_array else key.path
         for written, found in [
             ("true", "the boolean true"),
             ("false", "the boolean false"),
@@ -301,13 +404,17 @@ def test_wrong_types_are_refused_for_every_key(loader: Loader) -> None:
             ("[[1]]", "a list"),
             ('""', 'the string ""'),
         ]:
+            if written in right or (written == '""' and key.default == ""):
+                continue
             base = "" if key.table == "app" else MINIMAL
-            text = f"{base}[{key.table}]\n{key.name} = {written}\n"
+            text = f"{base}{header}\n{key.name} = {written}\n"
             problems = [one for one in loader.refuse(text) if "missing" not in one]
             assert len(problems) == 1, (key.path, written)
             line = 2 if key.table == "app" else 4
-            assert problems[0].startswith(f"serve.toml:{line}: {key.path}: "), problems
-            if key.kind is not None and not isinstance(key.kind, kinds.Addresses):
+            assert problems[0].startswith(f"serve.toml:{line}: {path}: "), problems
+            if key.kind is not None and not isinstance(
+                key.kind, kinds.Addresses | kinds.Networks | kinds.Paths
+            ):
                 assert f": found {found}; allowed is {key.kind.allowed}" in problems[0]
 
 
@@ -315,7 +422,7 @@ def ranges() -> list[tuple[str, object, object]]:
     """Return each key with a range: the least and the most that it takes."""
     return [
         (key.path, key.kind.least, key.kind.most)
-        for key in AVAILABLE
+        for key in SINGLE
         if isinstance(key.kind, kinds.Integer | kinds.Seconds | kinds.Size)
     ]
 

@@ -81,6 +81,7 @@ class Connection:
         *,
         timeout: float = 10.0,
         receive_buffer: int = 0,
+        source: str = "",
     ) -> None:
         self.timeout = timeout
         self.socket = socket.socket(family, socket.SOCK_STREAM)
@@ -91,6 +92,8 @@ class Connection:
                 # Before connect: the window is agreed on there.
                 self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
             self.socket.settimeout(timeout)
+            if source:
+                self.socket.bind((source, 0))
             self.socket.connect(address)
             if family != getattr(socket, "AF_UNIX", None):
                 self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -15,6 +15,9 @@ const Worker = @import("scheduler.zig").Worker;
 pub const State = enum(u8) {
     /// In the list of free slots.
     free,
+    /// A trusted proxy has to say whose connection this is, before the first head. Deadline: head,
+    /// from the beginning.
+    reading_proxy_header,
     /// Idle or in the middle of a request head. Deadline: keep_alive, or head.
     reading_head,
     /// Deadline: body, anew with each progress.
@@ -70,8 +73,11 @@ pub const Connection = struct {
     resets: bool = false,
     /// The poller looks at it again soon; `turn` says `worker` until then.
     coming_back: bool = false,
+    /// What it says of a client in forwarded fields is believed.
+    trusted: bool = false,
     /// Which listener it came from.
     listener: u8 = 0,
+    /// The peer's; or the client's whom a PROXY header named.
     address: sys.Address = std.mem.zeroes(sys.Address),
     deadline_ms: u64 = 0,
     /// When the last request began, or the connection (`monotonic_ns`).
@@ -104,8 +110,24 @@ pub const Connection = struct {
         return seen & (Turn.hangup | Turn.broken) != 0 or sys.has_ended(self.fd);
     }
 
+    /// Whether what the client says of others (forwarded fields, ids, times) is believed.
+    pub fn is_trusted(self: *const Connection) bool {
+        return self.trusted;
+    }
+
+    /// Nothing has come of a request.
     pub fn is_idle(self: *const Connection) bool {
-        return self.state == .reading_head and self.exchange == null;
+        const may_be = self.state == .reading_head or self.state == .reading_proxy_header;
+        return may_be and self.exchange == null;
+    }
+
+    /// Who sent the request in progress: as trusted proxies have told, else whoever connected.
+    /// Valid until the request ends.
+    pub fn client(self: *const Connection) *const sys.Address {
+        if (self.exchange) |exchange| {
+            if (exchange.claims) |*claims| if (claims.client) |*address| return address;
+        }
+        return &self.address;
     }
 };
 

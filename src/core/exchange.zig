@@ -6,12 +6,20 @@
 //! whoever owns the connection. The pool: any thread, under its mutex.
 
 const std = @import("std");
+const forwarded = @import("forwarded.zig");
 const request_head = @import("request_head.zig");
 const sys = @import("sys.zig");
 const pages = @import("pages.zig");
+const request_ids = @import("request_id.zig");
+const Connection = @import("connection.zig").Connection;
+const Phase = @import("timing.zig").Phase;
 const Progress = @import("reply.zig").Progress;
+const Record = @import("record.zig").Record;
 const Body = @import("body.zig").Body;
 const Suspension = @import("suspension.zig").Suspension;
+const file_part = @import("file_part.zig");
+const Multipart = @import("multipart.zig").Multipart;
+const Answer = @import("static.zig").Answer;
 const RequestHead = request_head.RequestHead;
 const FieldLine = request_head.FieldLine;
 
@@ -27,6 +35,8 @@ pub const Exchange = struct {
     received: u32 = 0,
     /// Where this request ends in `bytes`; what follows belongs to the next one.
     request_end: u32 = 0,
+    /// What trusted proxies said of the client; null of a peer that is not trusted.
+    claims: ?forwarded.Claims = null,
     body: Body = .{},
     output: Output = .{},
     /// The response is not finished and its producer has given its thread back: what the
@@ -37,6 +47,65 @@ pub const Exchange = struct {
     suspension: ?*Suspension = null,
     /// What the pool gave as `bytes`; empty while it has it back (`Pool.compact`).
     own_bytes: []u8,
+    /// For metrics and logs.
+    record: Record = .{},
+    /// The server's own id of the request `id_number`.
+    id_text: [request_ids.own_bytes]u8,
+    id_number: u64 = 0,
+    // For in_flight.zig's list, under its mutex but for the owner's question whether it is in it.
+    sending_connection: ?*Connection = null,
+    next_sending: ?*Exchange = null,
+    previous_sending: ?*Exchange = null,
+    sending_phase: Phase = .write,
+
+    /// What every line and field about the request in progress names it by. Its owner; valid as
+    /// long as the request's head.
+    pub fn request_id(self: *Exchange) []const u8 {
+        const given = self.record.given_id;
+        if (given.len > 0) return given.of(self.bytes);
+        if (self.id_number != self.record.number) {
+            self.id_number = self.record.number;
+            const digits = self.id_text[request_ids.prefix_bytes..];
+            request_ids.write_number(digits, self.id_number);
+        }
+        return &self.id_text;
+    }
+
+    /// Takes over what a trusted proxy says of the request whose head is complete: its id, and how
+    /// long it has waited.
+    pub fn believe(self: *Exchange, now_ms: u64) void {
+        for (self.head.lines()) |line| switch (line.known) {
+            .x_request_id => if (request_ids.is_acceptable(line.value.of(self.bytes))) {
+                self.record.given_id = line.value;
+            },
+            .x_request_start, .x_queue_start => {
+                const now_ns = now_ms * std.time.ns_per_ms;
+                const waited_ns = request_ids.waited_ns(line.value.of(self.bytes), now_ns);
+                self.record.waited_before_ns = @max(self.record.waited_before_ns, waited_ns);
+            },
+            else => {},
+        };
+    }
+
+    /// Of this request so far, transfer coding undone.
+    pub fn bytes_received(self: *const Exchange) u64 {
+        if (self.head.head_bytes == 0) return self.received;
+        return self.head.head_bytes + self.body.length;
+    }
+
+    /// The id for whoever only keeps the owner from changing it. Returns the length.
+    pub fn copy_request_id(self: *const Exchange, to: *[request_ids.given_bytes_max]u8) usize {
+        const given = self.record.given_id.of(self.bytes);
+        if (given.len > 0) {
+            @memcpy(to[0..given.len], given);
+            return given.len;
+        }
+        const prefix_bytes = request_ids.prefix_bytes;
+        @memcpy(to[0..prefix_bytes], self.id_text[0..prefix_bytes]);
+        const digits = to[prefix_bytes..request_ids.own_bytes];
+        request_ids.write_number(digits, self.record.number);
+        return request_ids.own_bytes;
+    }
 
     /// Makes room for at least `space` more bytes behind what was received.
     pub fn ensure_space(
@@ -66,6 +135,7 @@ pub const Exchange = struct {
         std.mem.copyForwards(u8, self.bytes[0..rest.len], rest);
         self.received = @intCast(rest.len);
         self.request_end = 0;
+        self.claims = null;
         self.head.reset();
     }
 
@@ -86,8 +156,9 @@ pub const Exchange = struct {
     }
 };
 
-/// Response bytes that the socket did not take yet, in order: copies in `buffer`, then one large
-/// piece that stays where the application has it, then the few bytes that end its chunk.
+/// What of a response the socket did not take yet, in order: copies in `buffer`, then one large
+/// piece that stays where the application has it, then the few bytes that end its chunk, then a
+/// part of a file.
 pub const Output = struct {
     buffer: []u8 = &.{},
     start: usize = 0,
@@ -95,11 +166,97 @@ pub const Output = struct {
     /// Borrowed: whoever pins it keeps it alive until `is_empty`, and adds nothing before.
     pinned: []const u8 = "",
     tail: []const u8 = "",
+    /// Its descriptor is closed when it has been sent.
+    file: file_part.FilePart = .{},
+    /// Further parts of the same file, and what stands between them.
+    multipart: ?*Multipart = null,
 
     pub const pieces_max = 3;
+    /// What comes before so little of a file waits for it, to leave in one packet with it.
+    const shared_bytes_max = 32 * 1024;
 
     pub fn is_empty(self: *const Output) bool {
-        return self.start == self.end and self.pinned.len == 0 and self.tail.len == 0;
+        return !self.has_bytes() and self.file.remaining == 0;
+    }
+
+    fn has_bytes(self: *const Output) bool {
+        return self.start != self.end or self.pinned.len > 0 or self.tail.len > 0;
+    }
+
+    /// Sends once; what the socket took. Of a file at the most `file_bytes_max`, since it may take
+    /// as much as its client does, for as long as the client likes.
+    pub fn send(
+        self: *Output,
+        gpa: std.mem.Allocator,
+        socket: sys.Fd,
+        file_bytes_max: u64,
+    ) file_part.SendError!usize {
+        var count: usize = undefined;
+        if (self.has_bytes()) {
+            var storage: [pieces_max]sys.Iovec = undefined;
+            const pieces = self.vector(&storage);
+            // Before a long part a packet of its own costs little, and the client is awake when
+            // the part comes: on one machine that takes a tenth off the server's time.
+            const remaining = self.file.remaining;
+            count = if (remaining > 0 and remaining <= shared_bytes_max)
+                try sys.send_vector_before_more(socket, pieces)
+            else
+                try sys.send_vector(socket, pieces);
+            self.discard(gpa, count);
+        } else {
+            count = try self.file.send(socket, file_bytes_max);
+        }
+        if (self.is_empty()) self.next_part();
+        return count;
+    }
+
+    /// Takes over a response of the server's own; what it can it sends at once. The descriptor of
+    /// its file is the output's from here, whatever happens.
+    pub fn take(
+        self: *Output,
+        gpa: std.mem.Allocator,
+        socket: sys.Fd,
+        answer: Answer,
+    ) (error{OutOfMemory} || sys.WriteError)!void {
+        if (answer.multipart) |multipart| {
+            errdefer multipart.destroy();
+            errdefer sys.close(answer.file);
+            try self.append(gpa, answer.bytes);
+            return self.begin_parts(answer.file, multipart);
+        }
+        self.file = .{
+            .fd = answer.file,
+            .offset = answer.range.start,
+            .remaining = answer.range.length,
+        };
+        const sent = sys.send(socket, answer.bytes) catch |err| switch (err) {
+            error.WouldBlock => 0,
+            else => return err,
+        };
+        if (sent < answer.bytes.len) try self.append(gpa, answer.bytes[sent..]);
+    }
+
+    /// Takes over a file, of which `multipart` tells the parts that are sent.
+    pub fn begin_parts(self: *Output, file: sys.Fd, multipart: *Multipart) void {
+        self.file = .{ .fd = file };
+        self.multipart = multipart;
+        self.next_part();
+    }
+
+    fn next_part(self: *Output) void {
+        const multipart = self.multipart orelse return self.file.close();
+        if (multipart.next()) |step| {
+            self.pinned = step.text;
+            self.file.offset = step.range.start;
+            self.file.remaining = step.range.length;
+        } else self.drop_file();
+    }
+
+    /// Nothing more of it is sent.
+    pub fn drop_file(self: *Output) void {
+        self.file.close();
+        if (self.multipart) |multipart| multipart.destroy();
+        self.multipart = null;
     }
 
     /// Bytes that take memory of ours.
@@ -167,6 +324,7 @@ pub const Output = struct {
 
     pub fn deinit(self: *Output, gpa: std.mem.Allocator) void {
         self.free_buffer(gpa);
+        self.drop_file();
         self.* = .{};
     }
 };
@@ -174,6 +332,8 @@ pub const Output = struct {
 pub const Pool = struct {
     gpa: std.mem.Allocator,
     field_lines_max: u16,
+    /// What the ids of this process' requests begin with.
+    id_prefix: [request_ids.prefix_bytes]u8 = @splat('0'),
     mutex: std.Thread.Mutex = .{},
     free: ?*Exchange = null,
     /// Buffers of compacted exchanges.
@@ -268,9 +428,21 @@ pub const Pool = struct {
     fn make(self: *Pool) error{OutOfMemory}!*Exchange {
         const exchange = try self.gpa.create(Exchange);
         errdefer self.gpa.destroy(exchange);
-        exchange.* = .{ .head = .init(&.{}), .bytes = &.{}, .own_bytes = &.{} };
+        exchange.* = .{
+            .head = .init(&.{}),
+            .bytes = &.{},
+            .own_bytes = &.{},
+            .id_text = self.id_prefix ++ @as([request_ids.prefix_bytes]u8, @splat('0')),
+        };
         try self.expand(exchange);
         return exchange;
+    }
+
+    /// How many connections have one. Any thread.
+    pub fn count_in_use(self: *Pool) u32 {
+        self.mutex.lock();
+        defer self.mutex.unlock();
+        return self.in_use;
     }
 
     /// Takes an exchange back; nothing may point into it any more.
@@ -292,6 +464,7 @@ pub const Pool = struct {
             self.gpa.free(exchange.head.field_lines);
             exchange.head.field_lines = &.{};
         }
+        exchange.claims = null;
         exchange.head.reset();
         self.put_back(exchange);
     }
@@ -335,6 +508,39 @@ test "a buffer grows with its bytes and is its old self in the pool" {
     try testing.expectEqual(exchange, again);
     try testing.expectEqual(buffer_bytes, again.bytes.len);
     try testing.expectEqual(1, pool.made);
+}
+
+test "an exchange takes over what a trusted proxy says" {
+    var pool: Pool = .{ .gpa = testing.allocator, .field_lines_max = 8 };
+    defer pool.deinit();
+    const exchange = try pool.acquire();
+    defer pool.release(exchange);
+    const cases = [_]struct { []const u8, []const u8, u64 }{
+        .{ "X-Request-Id: abc-1\r\nX-Request-Start: t=1000.5\r\n", "abc-1", 500_000_000 },
+        .{ "X-Queue-Start: 1000750\r\nX-Request-Id: a\"b\r\n", "0" ** 31 ++ "7", 0 },
+        .{ "X-Queue-Start: 1000.9\r\nX-Request-Start: 1000.2\r\n", "0" ** 31 ++ "7", 800_000_000 },
+        .{ "", "0" ** 31 ++ "7", 0 },
+    };
+    for (cases) |case| {
+        var storage: [200]u8 = undefined;
+        const text = "GET / HTTP/1.1\r\nHost: a\r\n{s}\r\n";
+        const request = try std.fmt.bufPrint(&storage, text, .{case[0]});
+        @memcpy(exchange.bytes[0..request.len], request);
+        exchange.received = @intCast(request.len);
+        exchange.head.reset();
+        exchange.record.begin(1, 7);
+        try testing.expect(try exchange.head.parse(exchange.bytes[0..request.len], .{
+            .request_line_bytes_max = 100,
+            .head_bytes_max = 200,
+            .field_lines_max = 8,
+        }));
+        exchange.believe(1_001_000);
+        try testing.expectEqualStrings(case[1], exchange.request_id());
+        var copy: [request_ids.given_bytes_max]u8 = undefined;
+        const length = exchange.copy_request_id(&copy);
+        try testing.expectEqualStrings(case[1], copy[0..length]);
+        try testing.expectEqual(case[2], exchange.record.waited_before_ns);
+    }
 }
 
 test "a compacted exchange keeps its head and gets a buffer again" {
@@ -398,4 +604,41 @@ test "output sends what was kept, then what is pinned, then its tail" {
     }
     try testing.expectEqualStrings("4\r\ndata\r\n", &sent);
     try testing.expect(output.is_empty());
+}
+
+test "output sends its bytes, then its file, then the parts that follow" {
+    const gpa = testing.allocator;
+    const ranges = [_]@import("ranges.zig").Range{
+        .{ .start = 1, .length = 3 },
+        .{ .start = 6, .length = 2 },
+    };
+    const boundary: [32]u8 = @splat('b');
+    inline for (.{ false, true }) |sends_all| {
+        const pair = try sys.socket_pair();
+        defer for (pair) |fd| sys.close(fd);
+        const file = try sys.open_unlinked("/tmp");
+        try sys.write_all_at(file, "0123456789", 0);
+        var output: Output = .{};
+        defer output.deinit(gpa);
+        try output.append(gpa, "head ");
+        const multipart = try Multipart.create(gpa, &ranges, 10, "a/b", &boundary);
+        const length = multipart.content_length();
+        output.begin_parts(file, multipart);
+        var sent: usize = 0;
+        while (!output.is_empty()) {
+            sent += try output.send(gpa, pair[0], 2);
+            if (!sends_all and sent > 40) break;
+        }
+        if (!sends_all) continue;
+        try testing.expectEqual(5 + length, sent);
+        try testing.expectEqual(sys.no_fd, output.file.fd);
+        try testing.expectEqual(null, output.multipart);
+        var buffer: [1024]u8 = undefined;
+        const text = buffer[0..try sys.recv(pair[1], &buffer)];
+        try testing.expectEqual(sent, text.len);
+        try testing.expect(std.mem.startsWith(u8, text, "head \r\n--b"));
+        try testing.expect(std.mem.indexOf(u8, text, "bytes 1-3/10\r\n\r\n123\r\n--b") != null);
+        try testing.expect(std.mem.indexOf(u8, text, "bytes 6-7/10\r\n\r\n67\r\n--b") != null);
+        try testing.expect(std.mem.endsWith(u8, text, "b--\r\n"));
+    }
 }

@@ -10,6 +10,8 @@ const sys = @import("sys.zig");
 const pages = @import("pages.zig");
 const chunked = @import("chunked.zig");
 const predictor = @import("predictor.zig");
+const forwarded = @import("forwarded.zig");
+const proxy_header = @import("proxy_header.zig");
 const date_module = @import("date.zig");
 const refusal_module = @import("refusal.zig");
 const request_head = @import("request_head.zig");
@@ -19,17 +21,23 @@ const connection_module = @import("connection.zig");
 const body_module = @import("body.zig");
 const suspension_module = @import("suspension.zig");
 const exchange_module = @import("exchange.zig");
+const observer = @import("observer.zig");
+const response_head = @import("response_head.zig");
+const StaticFiles = @import("static.zig").StaticFiles;
 const Server = @import("server.zig").Server;
 const Connection = connection_module.Connection;
 const Exchange = exchange_module.Exchange;
 const Suspension = suspension_module.Suspension;
 const Slots = connection_module.Slots;
 const Turn = connection_module.Turn;
+const Phase = @import("timing.zig").Phase;
 
 /// Most listeners; `Connection.listener` counts them.
 pub const listeners_max = 64;
 /// How long a client that was refused may take to read why.
 const linger_ms = 2000;
+/// Of one client's output at a time: the others wait meanwhile.
+const turn_bytes_max = 2 * 1024 * 1024;
 /// How long to wait for descriptors after the kernel had none, if no connection closes before.
 const accept_pause_ms = 100;
 /// Tokens of listeners have this bit; those of connections have neither (a generation has 30 bits).
@@ -38,7 +46,7 @@ const listener_bit: u64 = 1 << 63;
 const watch_bit: u64 = 1 << 62;
 /// How long a client that has closed its sending side may still wait for a response that is
 /// suspended: it may have left, and nothing will be sent that could show it.
-const patience_ms = 1000;
+const half_closed_ms = 1000;
 
 /// Of responses, in the kernel, ahead of clients that do not read. Each connection has its share.
 /// Left alone the kernel takes megabytes for each, and some thousand clients that read nothing take
@@ -77,6 +85,11 @@ pub const Poller = struct {
     listeners: []Listener,
     head_limits: request_head.Limits,
     now_ms: u64,
+    /// When the last batch of events came, by the precise clock.
+    now_ns: u64 = 0,
+    lane: observer.Lane,
+    /// How many requests have begun; their ids count on.
+    request_count: u64 = 0,
     date: date_module.Date = .{},
     draining: bool = false,
     drain_deadline_ms: u64 = 0,
@@ -89,6 +102,10 @@ pub const Poller = struct {
     has_resumed: bool = false,
     /// Connections to close at the end of this batch.
     closing: ?*Connection = null,
+    /// Null where there is no [[static]].
+    static_files: ?*StaticFiles = null,
+    /// Requests for files, newest first, linked by `next_own`.
+    for_files: ?*Connection = null,
     events: [reactor_module.events_max]reactor_module.Event = undefined,
     scratch: []u8,
 
@@ -109,6 +126,9 @@ pub const Poller = struct {
         errdefer gpa.free(own);
         const scratch = try pages.alloc(u8, scratch_bytes);
         errdefer pages.free(scratch);
+        const tables = server.options.static;
+        const static_files = if (tables.len > 0) try StaticFiles.create(gpa, tables) else null;
+        errdefer if (static_files) |files| files.destroy();
         for (listeners, own, 0..) |fd, *listener, index| {
             listener.* = .{ .fd = fd };
             sys.set_nonblocking(fd);
@@ -123,7 +143,9 @@ pub const Poller = struct {
             .listeners = own,
             .head_limits = server.options.head_limits(),
             .now_ms = sys.monotonic_ms(),
+            .lane = .{ .shard = server.metrics.poller_shard(), .line = server.line_of(0) },
             .scratch = scratch,
+            .static_files = static_files,
         };
     }
 
@@ -137,6 +159,7 @@ pub const Poller = struct {
         self.close_listeners();
         gpa.free(self.listeners);
         pages.free(self.scratch);
+        if (self.static_files) |files| files.destroy();
         self.deadlines.deinit();
         self.slots.deinit();
         self.reactor.deinit();
@@ -155,7 +178,7 @@ pub const Poller = struct {
         // No batch of events is open here, so what the workers finished closes before the wait.
         self.close_marked();
         if (self.draining) self.end_drain();
-        const has_work = self.complete_count > 0 or self.has_resumed;
+        const has_work = self.complete_count > 0 or self.has_resumed or self.for_files != null;
         self.has_resumed = false;
         const timeout = if (has_work) 0 else self.timeout_ms();
         server.wants_idle.store(self.draining or self.is_waiting_for_room(), .seq_cst);
@@ -165,11 +188,13 @@ pub const Poller = struct {
             (self.is_waiting_for_room() and !self.is_full());
         const events = self.reactor.poll(&self.events, if (must_not_wait) 0 else timeout);
         server.waiting.store(false, .seq_cst);
-        self.now_ms = sys.monotonic_ms();
+        self.now_ns = sys.monotonic_ns();
+        self.now_ms = self.now_ns / std.time.ns_per_ms;
         for (events) |event| self.on_event(event);
         self.resume_accepting();
         self.expire();
         if (self.draining) self.close_idle();
+        if (self.for_files != null) self.answer_files();
         self.submit();
         self.close_marked();
         if (self.draining) self.end_drain();
@@ -227,6 +252,7 @@ pub const Poller = struct {
     fn proceed(self: *Poller, connection: *Connection, writable: bool, broken: bool) void {
         switch (connection.state) {
             .free, .queued, .running, .closing => {},
+            .reading_proxy_header => if (connection.unread) self.read_proxy_header(connection),
             .reading_head => if (connection.unread) self.read_head(connection),
             .reading_body => if (connection.unread) self.read_body(connection),
             .writing => if (broken) {
@@ -284,6 +310,9 @@ pub const Poller = struct {
     /// All that was ahead of the client has left, and the producer waits for an event of its own.
     fn begin_suspension(self: *Poller, connection: *Connection, suspension: *Suspension) void {
         connection.state = .suspended;
+        self.server.suspended.add(1);
+        const exchange = connection.exchange.?;
+        exchange.record.timing.pass(.write, sys.monotonic_ns());
         if (suspension.is_resumed() or suspension.deadline_ms <= self.now_ms) {
             return self.resume_parked(connection);
         }
@@ -294,7 +323,10 @@ pub const Poller = struct {
             if (sys.wait_ready(fd, suspension.what, 0)) return self.end_watch(connection);
             self.reactor.watch(fd, token, suspension.what) catch return self.end_watch(connection);
         }
-        self.server.pool.compact(connection.exchange.?);
+        // Nobody may look at the head while it moves.
+        self.server.sending.remove(exchange);
+        self.server.pool.compact(exchange);
+        self.server.sending.add(connection, .app);
         connection.deadline_ms = suspension.deadline_ms;
         if (suspension.deadline_ms != suspension_module.never_ms) {
             self.deadlines.ensure(connection.index, connection.deadline_ms);
@@ -303,7 +335,7 @@ pub const Poller = struct {
     }
 
     fn limit_suspension(self: *Poller, connection: *Connection) void {
-        connection.deadline_ms = @min(connection.deadline_ms, self.now_ms + patience_ms);
+        connection.deadline_ms = @min(connection.deadline_ms, self.now_ms + half_closed_ms);
         self.deadlines.ensure(connection.index, connection.deadline_ms);
     }
 
@@ -434,7 +466,15 @@ pub const Poller = struct {
         connection.active_ns = sys.monotonic_ns();
         if (unsent_share(self.slots.in_use)) |bytes| sys.limit_unsent(accepted.fd, bytes);
         _ = self.server.connection_count.fetchAdd(1, .monotonic);
-        self.set_deadline(connection, self.server.options.keep_alive_timeout_ms);
+        var patience_ms = self.server.options.keep_alive_timeout_ms;
+        const proxies = &self.server.proxies;
+        connection.trusted = proxies.trusts(&accepted.address);
+        if (connection.trusted and proxies.protocol) {
+            connection.state = .reading_proxy_header;
+            patience_ms = self.server.options.head_timeout_ms;
+        }
+        self.set_deadline(connection, patience_ms);
+        self.lane.shard.accepted.add(1);
         self.reactor.register(accepted.fd, connection.token()) catch {
             self.mark_closing(connection);
         };
@@ -462,6 +502,45 @@ pub const Poller = struct {
         return found;
     }
 
+    // ---- Reading a PROXY header ----------------------------------------------------------------
+
+    fn read_proxy_header(self: *Poller, connection: *Connection) void {
+        const exchange = connection.exchange orelse self.server.pool.acquire() catch {
+            return self.mark_closing(connection);
+        };
+        connection.exchange = exchange;
+        comptime std.debug.assert(proxy_header.bytes_max < exchange_module.buffer_bytes);
+        while (true) {
+            const count = self.receive(connection, exchange.bytes[exchange.received..]) orelse
+                return;
+            exchange.received += @intCast(count);
+            if (count > 0 and self.take_proxy_header(connection, exchange)) return;
+            if (!connection.unread) break;
+        }
+        if (connection.hangup) {
+            self.mark_closing(connection);
+        } else if (exchange.received == 0) {
+            self.server.pool.release(exchange);
+            connection.exchange = null;
+        }
+    }
+
+    /// True when the connection has left the state of reading a PROXY header.
+    fn take_proxy_header(self: *Poller, connection: *Connection, exchange: *Exchange) bool {
+        var parser: proxy_header.Parser = .{};
+        const complete = parser.feed(exchange.bytes[0..exchange.received]) catch {
+            // No answer: who speaks is not known, nor whether it is HTTP.
+            self.server.notify(.proxy_header_missing, &connection.address);
+            self.mark_closing(connection);
+            return true;
+        };
+        if (!complete) return false;
+        self.server.proxies.introduce(connection, parser.source);
+        exchange.request_end = parser.header_bytes;
+        self.next_request(connection);
+        return true;
+    }
+
     // ---- Reading a head ------------------------------------------------------------------------
 
     fn read_head(self: *Poller, connection: *Connection) void {
@@ -474,6 +553,7 @@ pub const Poller = struct {
             const count = self.receive(connection, exchange.bytes[exchange.received..]) orelse
                 return;
             exchange.received += @intCast(count);
+            if (count > 0 and !exchange.record.is_open()) self.begin_record(exchange, self.now_ns);
             if (count > 0 and self.parse(connection, exchange)) return;
             if (!connection.unread) break;
             if (exchange.received == exchange.bytes.len) {
@@ -483,14 +563,26 @@ pub const Poller = struct {
             }
         }
         if (exchange.is_blank()) {
-            self.server.pool.release(exchange);
-            connection.exchange = null;
+            self.release_blank(connection, exchange);
             if (connection.hangup) self.mark_closing(connection);
         } else if (connection.hangup) {
             self.mark_closing(connection); // the rest of the head will never come
         } else if (fresh) {
             self.set_deadline(connection, self.server.options.head_timeout_ms);
         }
+    }
+
+    /// A request begins: its first byte is here.
+    fn begin_record(self: *Poller, exchange: *Exchange, now_ns: u64) void {
+        self.request_count += 1;
+        exchange.record.begin(now_ns, self.request_count);
+    }
+
+    /// No request was in progress: at the most an empty line came.
+    fn release_blank(self: *Poller, connection: *Connection, exchange: *Exchange) void {
+        exchange.record.number = 0;
+        self.server.pool.release(exchange);
+        connection.exchange = null;
     }
 
     /// Bytes received: 0 when there are none now; null when the connection was marked for closing
@@ -512,6 +604,7 @@ pub const Poller = struct {
             self.mark_closing(connection);
             return null;
         }
+        self.lane.shard.bytes_received.add(count);
         // A stream socket that gave less than it was asked for is empty (epoll(7)); its end, if it
         // comes or came, is an event of its own.
         connection.unread = count == buffer.len or connection.hangup;
@@ -526,11 +619,16 @@ pub const Poller = struct {
             return true;
         };
         if (!complete) return false;
+        if (connection.is_trusted()) exchange.believe(sys.realtime_ms());
         if (exchange.head.target_form == .authority_form) {
             // CONNECT: there is no tunnel here, and a 2xx from an application would promise one.
             self.refuse(connection, 501, "connect");
             return true;
         }
+        if (connection.trusted) self.server.proxies.read_claims(exchange) catch |err| {
+            self.refuse(connection, 400, forwarded.reason_of(err));
+            return true;
+        };
         self.begin_body(connection, exchange);
         return true;
     }
@@ -551,6 +649,7 @@ pub const Poller = struct {
             if (sent != body_module.continue_head.len) return self.mark_closing(connection);
         }
         connection.state = .reading_body;
+        exchange.record.timing.pass(.head, self.now_ns);
         body.take_buffered(exchange, server.gpa, self.scratch, &server.body_limits) catch |err| {
             return self.refuse_body(connection, err);
         };
@@ -588,6 +687,13 @@ pub const Poller = struct {
         self.server.hand_back(connection);
     }
 
+    /// The same for output that the socket would still take.
+    fn come_back_to_write(self: *Poller, connection: *Connection) void {
+        connection.coming_back = true;
+        connection.turn.store(Turn.worker, .monotonic);
+        self.server.hand_back(connection);
+    }
+
     fn refuse_body(self: *Poller, connection: *Connection, err: body_module.TakeError) void {
         switch (err) {
             error.TooLarge => self.refuse(connection, 413, "body_too_large"),
@@ -606,23 +712,49 @@ pub const Poller = struct {
     // ---- To the application --------------------------------------------------------------------
 
     fn make_ready(self: *Poller, connection: *Connection, exchange: *Exchange) void {
+        if (self.static_files) |files| if (files.is_routed(&exchange.head, exchange.bytes)) {
+            // Not at once: what follows an answer may be the next request for a file.
+            connection.state = .queued;
+            connection.next_own = self.for_files;
+            self.for_files = connection;
+            return;
+        };
+        self.make_ready_for_application(connection, exchange);
+    }
+
+    fn make_ready_for_application(
+        self: *Poller,
+        connection: *Connection,
+        exchange: *Exchange,
+    ) void {
         connection.state = .queued;
         connection.route = predictor.route_of(exchange.head.path.of(exchange.bytes));
+        self.give_turn(connection);
+        self.complete[self.complete_count] = connection;
+        self.complete_count += 1;
+        if (self.complete_count == self.complete.len) self.submit();
+    }
+
+    /// From here the connection is the workers'.
+    fn give_turn(self: *Poller, connection: *Connection) void {
         // A worker may set any deadline from its own time on, without telling the heap.
         const options = &self.server.options;
         const soonest = @min(options.keep_alive_timeout_ms, options.write_timeout_ms);
         self.deadlines.ensure(connection.index, self.now_ms + soonest);
         connection.turn.store(Turn.worker, .release);
-        self.complete[self.complete_count] = connection;
-        self.complete_count += 1;
-        if (self.complete_count == self.complete.len) self.submit();
     }
 
     fn submit(self: *Poller) void {
         if (self.complete_count == 0) return;
         const batch = self.complete[0..self.complete_count];
         self.complete_count = 0;
-        const taken = self.server.scheduler.submit(batch);
+        const now_ns = sys.monotonic_ns();
+        for (batch) |connection| {
+            const exchange = connection.exchange.?;
+            const reads_body = exchange.body.mode == .gathered;
+            exchange.record.timing.pass(if (reads_body) .body else .head, now_ns);
+        }
+        const taken = self.server.scheduler.submit(batch, now_ns);
         for (batch[taken..]) |connection| self.shed(connection, "queue_full");
     }
 
@@ -634,6 +766,63 @@ pub const Poller = struct {
         self.refuse_with(connection, .{ .status = 503, .reason = reason, .retry_after = 1 });
     }
 
+    // ---- Files ---------------------------------------------------------------------------------
+
+    /// Answers the requests for files that have come until now; those that come behind them on the
+    /// same connections are for the next time, so that no client has the poller for itself.
+    fn answer_files(self: *Poller) void {
+        var next = self.for_files;
+        self.for_files = null;
+        while (next) |connection| {
+            next = connection.next_own;
+            connection.next_own = null;
+            self.answer_file(connection, connection.exchange.?);
+        }
+    }
+
+    fn answer_file(self: *Poller, connection: *Connection, exchange: *Exchange) void {
+        const server = self.server;
+        const limit = server.options.requests_per_connection;
+        const head = &exchange.head;
+        const persists = !self.draining and head.persistent and exchange.body.complete and
+            (limit == 0 or connection.requests +| 1 < limit);
+        const persistence: response_head.Persistence = if (!persists)
+            .close
+        else if (head.version == .http_1_0) .keep_alive else .implied;
+        const now = sys.realtime_seconds();
+        const answer = self.static_files.?.answer(&.{
+            .head = head,
+            .bytes = exchange.bytes,
+            .persistence = persistence,
+            .now_ms = self.now_ms,
+            .now = now,
+            .date = self.date.at(now),
+            .request_id = exchange.request_id(),
+        }, self.scratch) orelse return self.make_ready_for_application(connection, exchange);
+        connection.requests +|= 1;
+        connection.active_ns = self.now_ms * std.time.ns_per_ms;
+        _ = server.requests.fetchAdd(1, .monotonic);
+        connection.state = .writing;
+        connection.after = if (persists) .keep else .close;
+        self.set_deadline(connection, server.options.write_timeout_ms);
+        const output = &exchange.output;
+        self.note_answer(exchange, answer.status, answer.bytes);
+        output.take(server.gpa, connection.fd, answer) catch return self.mark_closing(connection);
+        const sent = answer.bytes.len - @min(output.kept_bytes(), answer.bytes.len);
+        exchange.record.bytes_sent += sent;
+        self.lane.shard.bytes_sent.add(sent);
+        self.flush(connection);
+    }
+
+    /// For the metrics and the log: it was answered here, at once.
+    fn note_answer(_: *Poller, exchange: *Exchange, status: u16, bytes: []const u8) void {
+        const record = &exchange.record;
+        const has_body = exchange.body.mode != .none;
+        record.timing.pass(if (has_body) .body else .head, sys.monotonic_ns());
+        record.status = status;
+        record.head_bytes_sent += if (std.mem.indexOf(u8, bytes, "\r\n\r\n")) |end| end + 4 else 0;
+    }
+
     // ---- Answers of the server's own, and what comes after an answer ---------------------------
 
     fn refuse(self: *Poller, connection: *Connection, status: u16, reason: []const u8) void {
@@ -641,29 +830,64 @@ pub const Poller = struct {
     }
 
     fn refuse_with(self: *Poller, connection: *Connection, refusal: refusal_module.Refusal) void {
-        self.server.refuse(connection, refusal, &self.date);
+        if (connection.exchange) |exchange| {
+            const phase = phase_of(connection.state);
+            exchange.record.timing.pass(phase, sys.monotonic_ns());
+        }
+        self.server.refuse(connection, refusal, &self.date, &self.lane);
         if (connection.state == .closing) return self.mark_closing(connection);
         self.set_deadline(connection, self.server.options.write_timeout_ms);
         self.flush(connection);
+    }
+
+    /// The phase that a request is in before it has an answer.
+    fn phase_of(state: connection_module.State) Phase {
+        return switch (state) {
+            .reading_body => .body,
+            .queued => .queue,
+            .suspended => .app,
+            .reading_proxy_header, .reading_head => .head,
+            .free, .running, .writing, .lingering, .closing => .head,
+        };
+    }
+
+    /// The answer has left, or is given up.
+    fn finish(self: *Poller, connection: *Connection) void {
+        const exchange = connection.exchange orelse return;
+        const record = &exchange.record;
+        if (record.is_open() and record.status != 0) {
+            record.timing.pass(.write, sys.monotonic_ns());
+        }
+        observer.finish(self.server, &self.lane, connection);
     }
 
     /// Sends what is left of the response, then does what comes after it.
     fn flush(self: *Poller, connection: *Connection) void {
         if (connection.exchange) |exchange| {
             const output = &exchange.output;
+            var budget: u64 = turn_bytes_max;
             while (!output.is_empty()) {
-                var storage: [exchange_module.Output.pieces_max]sys.Iovec = undefined;
-                const pieces = output.vector(&storage);
-                const count = sys.send_vector(connection.fd, pieces) catch |err| switch (err) {
-                    error.WouldBlock => return,
-                    error.ConnectionGone, error.OutOfMemory, error.Unexpected => {
-                        return self.mark_closing(connection);
-                    },
+                if (budget == 0) return self.come_back_to_write(connection);
+                const count = output.send(self.server.gpa, connection.fd, budget) catch |err| {
+                    switch (err) {
+                        error.WouldBlock => return,
+                        error.FileEnded => if (connection.after == .proceed) {
+                            // Its producer tells why the response is too short.
+                            exchange.progress.remaining += output.file.remaining;
+                            output.drop_file();
+                            break;
+                        },
+                        error.ConnectionGone, error.OutOfMemory, error.Unexpected => {},
+                    }
+                    return self.mark_closing(connection);
                 };
-                output.discard(self.server.gpa, count);
+                exchange.record.bytes_sent += count;
+                self.lane.shard.bytes_sent.add(count);
+                budget -|= count;
                 self.set_deadline(connection, self.server.options.write_timeout_ms);
             }
         }
+        if (connection.after != .proceed) self.finish(connection);
         switch (connection.after) {
             .keep => self.next_request(connection),
             .close => self.linger(connection),
@@ -677,10 +901,16 @@ pub const Poller = struct {
 
     /// The client took all that was ahead of it: the producer goes on.
     fn resume_parked(self: *Poller, connection: *Connection) void {
-        self.end_suspension(connection, connection.exchange.?);
+        const exchange = connection.exchange.?;
+        if (connection.state == .suspended) {
+            self.server.suspended.take_one();
+            // It was the application that it waited for.
+            exchange.record.timing.pass(.app, sys.monotonic_ns());
+        }
+        self.end_suspension(connection, exchange);
         self.has_resumed = true;
         connection.state = .queued;
-        connection.turn.store(Turn.worker, .release);
+        self.give_turn(connection);
         self.server.scheduler.submit_begun(connection);
     }
 
@@ -688,10 +918,11 @@ pub const Poller = struct {
         connection.state = .reading_head;
         const exchange = connection.exchange.?;
         exchange.begin_next(self.server.gpa);
+        // It may have come long ago: what it waited for is the answer before it.
+        if (exchange.received > 0) self.begin_record(exchange, sys.monotonic_ns());
         if (exchange.received > 0 and self.parse(connection, exchange)) return;
         if (exchange.is_blank()) {
-            self.server.pool.release(exchange);
-            connection.exchange = null;
+            self.release_blank(connection, exchange);
             self.set_deadline(connection, self.server.options.keep_alive_timeout_ms);
         } else {
             self.set_deadline(connection, self.server.options.head_timeout_ms);
@@ -706,6 +937,7 @@ pub const Poller = struct {
         if (connection.hangup and !connection.unread) return self.mark_closing(connection);
         sys.shutdown_send(connection.fd);
         connection.state = .lingering;
+        self.server.lingering.add(1);
         if (connection.exchange) |exchange| {
             self.server.pool.release(exchange);
             connection.exchange = null;
@@ -729,11 +961,28 @@ pub const Poller = struct {
         if (connection.exchange) |exchange| if (exchange.continuation != null) {
             // The producer has to hear of it first; the connection comes back when it has.
             connection.abandoned = true;
+            if (exchange.record.timed_out == null) exchange.record.client_gone = true;
             return self.resume_parked(connection);
         };
+        self.give_up(connection);
+        if (connection.state == .lingering) self.server.lingering.take_one();
         connection.state = .closing;
         connection.next_handed_back = self.closing;
         self.closing = connection;
+    }
+
+    /// Closes the record of a request whose client will not get the whole answer.
+    fn give_up(self: *Poller, connection: *Connection) void {
+        const exchange = connection.exchange orelse return;
+        const record = &exchange.record;
+        // A worker that wants it closed has said why.
+        if (record.is_open() and connection.state != .closing) {
+            if (record.status == 0) {
+                record.timing.pass(phase_of(connection.state), sys.monotonic_ns());
+            }
+            if (record.timed_out == null) record.client_gone = true;
+        }
+        self.finish(connection);
     }
 
     fn close_marked(self: *Poller) void {
@@ -782,6 +1031,7 @@ pub const Poller = struct {
 
     fn time_out(self: *Poller, connection: *Connection) void {
         switch (connection.state) {
+            .reading_proxy_header => self.mark_closing(connection),
             .reading_head => if (connection.exchange == null) {
                 self.mark_closing(connection);
             } else {
@@ -793,7 +1043,11 @@ pub const Poller = struct {
             } else {
                 self.resume_parked(connection);
             },
-            .writing, .lingering => self.mark_closing(connection),
+            .writing => {
+                if (connection.exchange) |exchange| exchange.record.timed_out = .write;
+                self.mark_closing(connection);
+            },
+            .lingering => self.mark_closing(connection),
             .free, .queued, .running, .closing => {},
         }
     }
@@ -815,9 +1069,12 @@ pub const Poller = struct {
         for (self.slots.touched()) |*connection| {
             if (connection.fd == sys.no_fd) continue;
             if (connection.turn.load(.acquire) & Turn.worker != 0) continue;
-            if (connection.state != .reading_head) continue;
             // A request that came but was not read yet is answered.
-            self.read_head(connection);
+            switch (connection.state) {
+                .reading_head => self.read_head(connection),
+                .reading_proxy_header => self.read_proxy_header(connection),
+                else => continue,
+            }
             if (self.complete_count == self.complete.len) self.submit();
         }
     }

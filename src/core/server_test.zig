@@ -17,9 +17,11 @@ const gpa = testing.allocator;
 test {
     _ = @import("body_test.zig");
     _ = @import("reply_test.zig");
+    _ = @import("server_files_test.zig");
     _ = @import("server_end_test.zig");
     _ = @import("server_stress_test.zig");
     _ = @import("faults_test.zig");
+    _ = @import("server_suspend_test.zig");
 }
 
 /// For tests in which no timeout but the drain's may strike.

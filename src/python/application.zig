@@ -46,6 +46,8 @@ const Response = struct {
     input: ?*input_stream.InputStream = null,
     /// Of the whole body, where it is known before the first piece is sent.
     length: ?u64 = null,
+    /// Of our own file wrapper, of which no more is sent than the Content-Length says.
+    is_file: bool = false,
 
     fn drop(self: *Response) void {
         capi.drop_maybe(self.iterator);
@@ -146,7 +148,8 @@ pub const Bridge = struct {
             base.* = try self.base_environ(listener, wrapper, empty_input);
         }
         const connections = options.connections;
-        self.environs = try Environs.init(&self.names, bases, connections);
+        const flavour = core.forwarded.Flavour.parse(options.proxy_headers) orelse .x_forwarded;
+        self.environs = try Environs.init(&self.names, bases, connections, flavour);
         self.seats = try gpa.alloc(Seat, options.threads + 1);
         for (self.seats) |*seat| {
             seat.* = .{ .templates = try gpa.alloc(?environ_module.Template, listeners.len) };
@@ -188,7 +191,7 @@ pub const Bridge = struct {
             .{ keys.SERVER_PROTOCOL, capi.new(names.http_1_1) },
             .{ keys.SERVER_SOFTWARE, try capi.interned("serve-zig/" ++ core.version) },
             .{ keys.@"wsgi.version", version },
-            .{ keys.@"wsgi.url_scheme", try capi.interned("http") },
+            .{ keys.@"wsgi.url_scheme", capi.new(names.http) },
             .{ keys.@"wsgi.input", capi.new(empty_input) },
             .{ keys.@"wsgi.errors", errors },
             .{ keys.@"wsgi.multithread", capi.boolean(true) },
@@ -462,8 +465,27 @@ pub const Bridge = struct {
             const count = capi.PyTuple_Size(iterable);
             return self.respond_sequence(crew, response, count, capi.PyTuple_GetItem);
         }
+        if (file_wrapper.is_wrapper(iterable)) return self.respond_file(crew, response);
         response.iterator = try capi.owned(capi.PyObject_GetIter(iterable));
         if (is_of_length_one(iterable)) return self.respond_first(crew, response);
+        return self.iterate(crew, response);
+    }
+
+    /// From the file itself where it is one, else block by block.
+    fn respond_file(self: *Bridge, crew: *Crew, response: *Response) Trouble!State {
+        try self.check_may_write(crew);
+        const reply = &crew.reply;
+        const wrapper = response.iterable.?;
+        if (reply.takes_file()) if (file_wrapper.open_regular(wrapper)) |file| {
+            const flow = reply.offer_file(file) catch |err| return trouble_of(err);
+            if (flow == .full) {
+                if (self.may_park(crew)) return .parked;
+                reply.settle() catch |err| return trouble_of(err);
+            }
+            return self.finish(crew);
+        };
+        response.is_file = true;
+        response.iterator = try capi.owned(capi.PyObject_GetIter(wrapper));
         return self.iterate(crew, response);
     }
 
@@ -548,10 +570,11 @@ pub const Bridge = struct {
     fn iterate(self: *Bridge, crew: *Crew, response: *Response) Trouble!State {
         const iterator = response.iterator.?;
         // HEAD, 204, 304: nothing that would follow the head is sent.
-        while (!self.has_said_all(crew)) {
+        while (!has_said_all(crew, response)) {
             const piece = capi.PyIter_Next(iterator) orelse break;
             response.piece = piece;
-            const bytes = try piece_bytes(piece);
+            var bytes = try piece_bytes(piece);
+            if (response.is_file) bytes = crew.reply.cut_to_length(bytes);
             if (bytes.len > 0) {
                 if (try self.offer(crew, bytes, response.length) == .full) return .parked;
             } else if (self.begin_suspension(crew)) {
@@ -581,9 +604,10 @@ pub const Bridge = struct {
         return false;
     }
 
-    fn has_said_all(_: *Bridge, crew: *Crew) bool {
+    fn has_said_all(crew: *Crew, response: *const Response) bool {
         const progress = &crew.reply.progress;
-        return progress.head_sent and progress.framing == .none;
+        if (progress.head_sent and progress.framing == .none) return true;
+        return response.is_file and crew.reply.length_left() == 0;
     }
 
     /// PEP 3333, "Handling the Content-Length Header": then the first piece is the whole body.
@@ -697,8 +721,9 @@ pub const Bridge = struct {
         try reply.finish();
     }
 
-    /// Calls `report(exception, method, target, client)`.
+    /// Calls `report(kind, message, exception, method, target, client, request_id)`.
     fn report_trouble(self: *Bridge, crew: *Crew, exception: ?*Object) void {
+        crew.lane.shard.app_exceptions.add(1);
         self.call_report(crew, exception) catch capi.PyErr_WriteUnraisable(self.report);
     }
 
@@ -712,9 +737,11 @@ pub const Bridge = struct {
         const target = try capi.latin1(exchange.head.target.of(exchange.bytes));
         defer capi.drop(target);
         var storage: [core.sys.address_text_bytes_max]u8 = undefined;
-        const address = core.sys.address_text(&crew.connection.address, &storage);
+        const address = core.sys.address_text(crew.connection.client(), &storage);
         const client = try capi.latin1(address);
         defer capi.drop(client);
+        const request_id = try capi.latin1(crew.exchange.request_id());
+        defer capi.drop(request_id);
         const end: ?*Object = null;
         const result = try capi.owned(capi.PyObject_CallFunctionObjArgs(
             self.report,
@@ -724,6 +751,7 @@ pub const Bridge = struct {
             method,
             target,
             client,
+            request_id,
             end,
         ));
         capi.drop(result);

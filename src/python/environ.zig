@@ -17,6 +17,7 @@ const Crew = core.server.Crew;
 const Names = names_module.Names;
 const Exchange = core.exchange.Exchange;
 const Connection = core.connection.Connection;
+const Claims = core.forwarded.Claims;
 
 /// A value longer than this is not worth comparing.
 const cached_bytes_max = 512;
@@ -63,11 +64,35 @@ const OtherKey = extern struct {
 };
 
 /// Keys that every environ has and that differ between requests.
-const Changing = enum { method, path, query, raw_uri, request_uri, address, port, protocol };
+const Changing = enum {
+    method,
+    path,
+    query,
+    raw_uri,
+    request_uri,
+    address,
+    port,
+    protocol,
+    // Only trusted proxies change these.
+    scheme,
+    server_port,
+    script_name,
+};
+
+/// By `fields.Name`; null where the application does not get the field under one key.
+const FieldKeys = [fields.count]?*Object;
+
+/// Who the fields of a request come from. Applications and their middleware believe forwarded
+/// fields, so these are shown only where they may be believed.
+const Sender = enum { stranger, proxy, proxy_that_names_host };
 
 /// What a worker's next environ is copied from.
 pub const Template = struct {
     dict: *Object,
+    /// The listener's, borrowed.
+    base: *Object,
+    /// The dict has what a trusted proxy said.
+    has_claims: bool = false,
     /// The objects in the dict, borrowed from it; null where it has the base's.
     changing: std.EnumArray(Changing, ?*Object) = .initFill(null),
     fields: [fields.count]?*Object = @splat(null),
@@ -86,6 +111,11 @@ pub const Template = struct {
         held.* = null;
         try capi.checked(capi.PyDict_SetItem(self.dict, key, value));
         held.* = value;
+    }
+
+    fn set_as_base(self: *Template, which: Changing, key: *Object) capi.Error!void {
+        const value = capi.PyDict_GetItemWithError(self.base, key) orelse return error.Raised;
+        try self.set(which, key, capi.new(value));
     }
 
     /// The same for a field.
@@ -122,29 +152,41 @@ pub const Environs = struct {
     path: Cached = .{},
     query: Cached = .{},
     address: Cached = .{},
+    server_port: Cached = .{},
+    script_name: Cached = .{},
+    shown: std.EnumArray(Sender, FieldKeys),
     other: []OtherKey,
     remotes: []Remote,
-    request_number: u64 = 0,
-    id_text: [32]u8,
 
     pub fn init(
         names: *const Names,
         bases: []*Object,
         connections: u32,
+        flavour: core.forwarded.Flavour,
     ) (capi.Error || error{OutOfMemory})!Environs {
         return .{
             .names = names,
             .bases = bases,
+            .shown = shown_keys(names, flavour),
             .other = try core.pages.alloc(OtherKey, other_keys),
             .remotes = try core.pages.alloc(Remote, connections),
-            .id_text = random_id_text(),
         };
     }
 
-    fn random_id_text() [32]u8 {
-        var random: [16]u8 = undefined;
-        std.crypto.random.bytes(&random);
-        return std.fmt.bytesToHex(random, .lower);
+    fn shown_keys(
+        names: *const Names,
+        flavour: core.forwarded.Flavour,
+    ) std.EnumArray(Sender, FieldKeys) {
+        var shown: std.EnumArray(Sender, FieldKeys) = .initFill(names.environ);
+        for (0..fields.known_count) |number| {
+            const of_flavour = core.forwarded.flavour_of(@enumFromInt(number)) orelse continue;
+            shown.getPtr(.stranger)[number] = null;
+            if (of_flavour == flavour) continue;
+            shown.getPtr(.proxy)[number] = null;
+            shown.getPtr(.proxy_that_names_host)[number] = null;
+        }
+        shown.getPtr(.proxy_that_names_host)[@intFromEnum(fields.Name.host)] = null;
+        return shown;
     }
 
     /// A template for a worker's requests at a listener.
@@ -163,7 +205,7 @@ pub const Environs = struct {
         try put(dict, keys.@"x-wsgiorg.fdevent.readable", capi.new(handles.readable));
         try put(dict, keys.@"x-wsgiorg.fdevent.writable", capi.new(handles.writable));
         try put(dict, keys.@"x-wsgiorg.fdevent.timeout", capi.new(&handles.call.head));
-        return .{ .dict = dict };
+        return .{ .dict = dict, .base = self.bases[listener] };
     }
 
     /// A new dict for the worker's request. `input` is the request's body stream, if it has one.
@@ -176,19 +218,30 @@ pub const Environs = struct {
     ) capi.Error!*Object {
         const keys = &self.names.keys;
         try self.set_request_line(template, crew.exchange);
-        try self.set_remote(template, crew.connection);
-        const longer = try self.set_fields(template, crew.exchange);
+        const claims: ?*const Claims = if (crew.exchange.claims) |*claims| claims else null;
+        try self.set_remote(template, crew.connection, claims);
+        if (claims) |said| {
+            try self.set_claims(template, crew.exchange, said);
+        } else if (template.has_claims) {
+            try self.unset_claims(template);
+        }
+        const sender: Sender = if (claims) |said|
+            (if (said.host.len > 0) .proxy_that_names_host else .proxy)
+        else
+            .stranger;
+        const longer = try self.set_fields(template, crew, sender);
 
         const environ = try capi.owned(capi.PyDict_Copy(template.dict));
         errdefer capi.drop(environ);
-        if (longer) try self.put_other_fields(environ, crew.exchange);
+        if (longer) try self.put_other_fields(environ, crew, sender);
         if (crew.exchange.head.framing == .chunked) {
             const trailers = try input_stream.create_trailers(input, &crew.exchange.body);
             try put(environ, keys.@"serve_zig.trailers", trailers);
         }
         if (input) |stream| try put(environ, keys.@"wsgi.input", capi.new(&stream.head));
-        try put(environ, keys.@"serve_zig.request_id", try self.request_id());
-        const queued: f64 = @floatFromInt(crew.worker.queued_ns);
+        const id = try capi.latin1(crew.exchange.request_id());
+        try put(environ, keys.@"serve_zig.request_id", id);
+        const queued: f64 = @floatFromInt(crew.exchange.record.waited_ns());
         const seconds = try capi.owned(capi.PyFloat_FromDouble(queued / std.time.ns_per_s));
         try put(environ, keys.@"serve_zig.queue_seconds", seconds);
         return environ;
@@ -240,23 +293,15 @@ pub const Environs = struct {
         return capi.latin1(core.target.percent_decode(decoded, path));
     }
 
-    /// 16 digits that tell processes apart and 16 that count the requests of this one.
-    fn request_id(self: *Environs) capi.Error!*Object {
-        self.request_number += 1;
-        var number = self.request_number;
-        var place: usize = self.id_text.len;
-        while (place > self.id_text.len / 2) : (number >>= 4) {
-            place -= 1;
-            self.id_text[place] = std.fmt.digitToChar(@intCast(number & 15), .lower);
-        }
-        return capi.latin1(&self.id_text);
-    }
-
     fn set_remote(
         self: *Environs,
         template: *Template,
         connection: *const Connection,
+        claims: ?*const Claims,
     ) capi.Error!void {
+        if (claims) |said| if (said.client) |*address| {
+            return self.set_claimed_remote(template, address);
+        };
         const remote = &self.remotes[connection.index];
         const stamp = connection.generation +% 1;
         if (remote.generation != stamp or remote.address == null) {
@@ -273,22 +318,77 @@ pub const Environs = struct {
         remote: *Remote,
         connection: *const Connection,
     ) capi.Error!void {
-        var storage: [core.sys.address_text_bytes_max]u8 = undefined;
-        const text = core.sys.address_text(&connection.address, &storage);
-        var port_storage: [8]u8 = undefined;
-        const port = core.sys.address_port(&connection.address);
-        const port_text = if (port) |number|
-            std.fmt.bufPrint(&port_storage, "{d}", .{number}) catch ""
-        else
-            "";
         // Most clients of one server are a few proxies: one string for each in a row.
-        const address = try self.address.get(text);
+        const address = try self.address_text(&connection.address);
         errdefer capi.drop(address);
-        const port_object = try capi.latin1(port_text);
+        const port = try port_text(core.sys.address_port(&connection.address));
         capi.drop_maybe(remote.address);
         capi.drop_maybe(remote.port);
         remote.address = address;
-        remote.port = port_object;
+        remote.port = port;
+    }
+
+    fn address_text(self: *Environs, address: *const core.sys.Address) capi.Error!*Object {
+        var storage: [core.sys.address_text_bytes_max]u8 = undefined;
+        return self.address.get(core.sys.address_text(address, &storage));
+    }
+
+    /// Empty where there is none.
+    fn port_text(port: ?u16) capi.Error!*Object {
+        var storage: [8]u8 = undefined;
+        const number = port orelse return capi.latin1("");
+        return capi.latin1(std.fmt.bufPrint(&storage, "{d}", .{number}) catch "");
+    }
+
+    fn set_claimed_remote(
+        self: *Environs,
+        template: *Template,
+        address: *const core.sys.Address,
+    ) capi.Error!void {
+        const keys = &self.names.keys;
+        try template.set(.address, keys.REMOTE_ADDR, try self.address_text(address));
+        const port = try port_text(core.sys.address_port(address));
+        try template.set(.port, keys.REMOTE_PORT, port);
+    }
+
+    /// What trusted proxies said of the URL that the client used; the rest as for any request.
+    fn set_claims(
+        self: *Environs,
+        template: *Template,
+        exchange: *const Exchange,
+        claims: *const Claims,
+    ) capi.Error!void {
+        const names = self.names;
+        const keys = &names.keys;
+        const bytes = exchange.bytes;
+        template.has_claims = true;
+        const scheme = switch (claims.scheme orelse .http) {
+            .http => names.http,
+            .https => names.https,
+        };
+        try template.set(.scheme, keys.@"wsgi.url_scheme", capi.new(scheme));
+        const authority = exchange.head.authority.of(bytes);
+        if (claims.server_port(bytes, authority)) |port| {
+            var storage: [8]u8 = undefined;
+            const text = std.fmt.bufPrint(&storage, "{d}", .{port}) catch "";
+            try template.set(.server_port, keys.SERVER_PORT, try self.server_port.get(text));
+        } else {
+            try template.set_as_base(.server_port, keys.SERVER_PORT);
+        }
+        const prefix = claims.prefix.of(bytes);
+        const script_name = if (prefix.len == 0)
+            capi.new(names.empty_string)
+        else
+            try self.script_name.get(prefix);
+        try template.set(.script_name, keys.SCRIPT_NAME, script_name);
+    }
+
+    fn unset_claims(self: *const Environs, template: *Template) capi.Error!void {
+        const keys = &self.names.keys;
+        try template.set_as_base(.scheme, keys.@"wsgi.url_scheme");
+        try template.set_as_base(.server_port, keys.SERVER_PORT);
+        try template.set_as_base(.script_name, keys.SCRIPT_NAME);
+        template.has_claims = false;
     }
 
     /// Sets the known fields in the template. Returns whether there is more: fields without a name
@@ -296,17 +396,24 @@ pub const Environs = struct {
     fn set_fields(
         self: *Environs,
         template: *Template,
-        exchange: *const Exchange,
+        crew: *const Crew,
+        sender: Sender,
     ) capi.Error!bool {
+        const exchange = crew.exchange;
         const head = &exchange.head;
+        const keys = self.shown.getPtrConst(sender);
         var seen = std.StaticBitSet(fields.count).initEmpty();
         var wanted = seen;
         // RFC 9112 3.2.2: the target's authority replaces what Host said.
         var more = head.target_form == .absolute_form or head.framing == .chunked;
         for (head.lines()) |line| {
             const number = @intFromEnum(line.known);
-            const key = self.names.environ[number] orelse {
-                if (line.known == .other) more = true;
+            const key = keys[number] orelse {
+                if (line.known == .other) {
+                    more = true;
+                } else if (sender == .stranger) {
+                    note_stripped(crew, core.forwarded.flavour_of(line.known) != null);
+                }
                 continue;
             };
             const value = line.value.of(exchange.bytes);
@@ -319,40 +426,73 @@ pub const Environs = struct {
             wanted.set(number);
             try template.set_field(number, key, try self.values[number].get(value));
         }
+        if (sender == .proxy_that_names_host) try self.set_host(template, exchange, &wanted);
         try template.keep_only(wanted, self.names);
         return more;
+    }
+
+    /// A trusted proxy's word for the host takes the place of what the request says.
+    fn set_host(
+        self: *Environs,
+        template: *Template,
+        exchange: *const Exchange,
+        wanted: *std.StaticBitSet(fields.count),
+    ) capi.Error!void {
+        const number = @intFromEnum(fields.Name.host);
+        const host = exchange.claims.?.host.of(exchange.bytes);
+        wanted.set(number);
+        const value = try self.values[number].get(host);
+        try template.set_field(number, self.names.keys.HTTP_HOST, value);
+    }
+
+    /// Tells the operator, once, of a client whose forwarded fields were taken out.
+    fn note_stripped(crew: *const Crew, is_forwarded: bool) void {
+        if (!is_forwarded) return;
+        crew.server.notify(.forwarded_fields_stripped, &crew.connection.address);
     }
 
     /// Puts what `set_fields` left out into the request's own dict, in the order of the lines.
     fn put_other_fields(
         self: *Environs,
         environ: *Object,
-        exchange: *const Exchange,
+        crew: *const Crew,
+        sender: Sender,
     ) capi.Error!void {
+        const exchange = crew.exchange;
         const head = &exchange.head;
+        const keys = self.shown.getPtrConst(sender);
         var seen = std.StaticBitSet(fields.count).initEmpty();
         for (head.lines()) |line| {
             const value = line.value.of(exchange.bytes);
             const number = @intFromEnum(line.known);
-            if (self.names.environ[number]) |key| {
+            if (keys[number]) |key| {
                 // In the template, if short; a long first one was left to be put here.
                 const is_first = !seen.isSet(number);
                 seen.set(number);
                 if (is_first and value.len <= cached_bytes_max) continue;
                 try self.put_or_join(environ, key, value, line.known == .cookie);
             } else if (line.known == .other) {
-                const key = try self.other_key(line.name.of(exchange.bytes));
+                const name = line.name.of(exchange.bytes);
+                if (!shows_x_forwarded(keys) and core.forwarded.is_x_forwarded(name)) {
+                    note_stripped(crew, sender == .stranger);
+                    continue;
+                }
+                const key = try self.other_key(name);
                 defer capi.drop(key);
                 try self.put_or_join(environ, key, value, false);
             }
         }
-        if (head.target_form == .absolute_form) {
+        if (head.target_form == .absolute_form and sender != .proxy_that_names_host) {
             const host = try capi.latin1(head.authority.of(exchange.bytes));
             try put(environ, self.names.keys.HTTP_HOST, host);
         }
         if (head.framing == .chunked and exchange.body.mode == .gathered) {
             try self.put_gathered_length(environ, exchange);
         }
+    }
+
+    fn shows_x_forwarded(keys: *const FieldKeys) bool {
+        return keys[@intFromEnum(fields.Name.x_forwarded_for)] != null;
     }
 
     /// A chunked body that was gathered has a known length: frameworks that look for nothing else

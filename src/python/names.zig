@@ -43,6 +43,14 @@ pub const Keys = struct {
     @"serve_zig.queue_seconds": *Object,
     close: *Object,
     read: *Object,
+    readable: *Object,
+    tell: *Object,
+    fileno: *Object,
+    flush: *Object,
+    raw: *Object,
+    file: *Object,
+    tempfile: *Object,
+    _TemporaryFileWrapper: *Object,
 };
 
 const methods = [_][:0]const u8{
@@ -60,6 +68,8 @@ pub const Names = struct {
     empty_bytes: *Object,
     http_1_0: *Object,
     http_1_1: *Object,
+    http: *Object,
+    https: *Object,
     comma: *Object,
     semicolon: *Object,
 
@@ -73,6 +83,8 @@ pub const Names = struct {
             .empty_bytes = try capi.bytes_from(""),
             .http_1_0 = try capi.interned("HTTP/1.0"),
             .http_1_1 = try capi.interned("HTTP/1.1"),
+            .http = try capi.interned("http"),
+            .https = try capi.interned("https"),
             .comma = try capi.interned(", "),
             .semicolon = try capi.interned("; "),
         };

@@ -42,6 +42,14 @@ fn raise_start_error(err: anyerror) capi.Error {
     switch (err) {
         error.Raised => {},
         error.OutOfMemory => _ = capi.PyErr_NoMemory(),
+        error.BadProxySetting => return capi.raise(
+            capi.PyExc_ValueError,
+            "proxy_trusted or proxy_headers: not what the core understands",
+        ),
+        error.CannotOpen => return capi.raise(
+            capi.PyExc_OSError,
+            "the access log cannot be opened",
+        ),
         else => return capi.raise(
             capi.PyExc_OSError,
             "the system refused what the server needs to start: a descriptor (ulimit -n), " ++
@@ -59,6 +67,8 @@ fn read_options(dict: *Object) capi.Error!Options {
             return capi.raise(capi.PyExc_ValueError, "option missing: " ++ field.name);
         @field(options, field.name) = switch (field.type) {
             []const u8 => try read_text(value),
+            bool => try read_integer(u1, value, field.name) == 1,
+            []const core.static.Options => try read_static(value),
             else => try read_integer(field.type, value, field.name),
         };
     }
@@ -80,6 +90,40 @@ fn read_text(value: *Object) capi.Error![]const u8 {
         _ = capi.PyErr_NoMemory();
         return error.Raised;
     };
+}
+
+/// A list of tuples of route, directory, cache_control, index and fallthrough.
+fn read_static(list: *Object) capi.Error![]const core.static.Options {
+    const count: usize = @intCast(@max(0, capi.PyList_Size(list)));
+    if (capi.PyErr_Occurred() != null) return error.Raised;
+    const tables = gpa.alloc(core.static.Options, count) catch {
+        _ = capi.PyErr_NoMemory();
+        return error.Raised;
+    };
+    for (tables, 0..) |*table, index| {
+        const entry = capi.PyList_GetItem(list, @intCast(index)) orelse return error.Raised;
+        const directory = try read_text(try static_item(entry, 1));
+        table.* = .{
+            .route = try read_text(try static_item(entry, 0)),
+            .directory = gpa.dupeZ(u8, directory) catch {
+                _ = capi.PyErr_NoMemory();
+                return error.Raised;
+            },
+            .cache_control = try read_text(try static_item(entry, 2)),
+            .index = try read_text(try static_item(entry, 3)),
+            .fallthrough = capi.PyObject_IsTrue(try static_item(entry, 4)) == 1,
+        };
+        if (table.cache_control.len > core.static.option_bytes_max or
+            table.index.len > core.static.option_bytes_max)
+        {
+            return capi.raise(capi.PyExc_ValueError, "a value of static is too long");
+        }
+    }
+    return tables;
+}
+
+fn static_item(entry: *Object, index: capi.ssize) capi.Error!*Object {
+    return capi.PyTuple_GetItem(entry, index) orelse error.Raised;
 }
 
 fn read_listeners(
@@ -112,9 +156,9 @@ pub fn worker_count(handle: ?*anyopaque) u32 {
     return server.worker_count();
 }
 
-pub fn run_worker(handle: ?*anyopaque) capi.Error!*Object {
+pub fn run_worker(handle: ?*anyopaque, number: *Object) capi.Error!*Object {
     const server = try server_of(handle);
-    server.run_worker();
+    server.run_worker(try read_integer(u32, number, "number"));
     return capi.none();
 }
 
@@ -153,6 +197,33 @@ pub fn wait(handle: ?*anyopaque, timeout: *Object) capi.Error!*Object {
     return capi.boolean(server.outcome.load(.acquire) != .serving);
 }
 
+/// Opens log files anew; any thread, soon after.
+pub fn reopen_logs(handle: ?*anyopaque) capi.Error!*Object {
+    const server = try server_of(handle);
+    server.log.reopen();
+    return capi.none();
+}
+
+/// Writes out what is to be logged; no more is taken. Waits without the GIL, a second at the most.
+pub fn close_logs(handle: ?*anyopaque) capi.Error!*Object {
+    const server = try server_of(handle);
+    const state = capi.PyEval_SaveThread();
+    const is_written = server.log.close(core.log_writer.close_ms);
+    capi.PyEval_RestoreThread(state);
+    return capi.boolean(is_written);
+}
+
+pub fn metrics_text(handle: ?*anyopaque) capi.Error!*Object {
+    const server = try server_of(handle);
+    var writer: std.Io.Writer.Allocating = .init(gpa);
+    defer writer.deinit();
+    server.metrics.write(&writer.writer, .openmetrics_1_0, server.gauges()) catch {
+        _ = capi.PyErr_NoMemory();
+        return error.Raised;
+    };
+    return capi.latin1(writer.written());
+}
+
 pub fn status(handle: ?*anyopaque) capi.Error!*Object {
     const server = try server_of(handle);
     const counts = server.counts();
@@ -165,6 +236,19 @@ pub fn status(handle: ?*anyopaque) capi.Error!*Object {
         try capi.checked(capi.PyDict_SetItemString(dict, field.name, value));
     }
     return dict;
+}
+
+/// A notice that was left for the operator, as (kind, address); None when there is none.
+pub fn take_notice(handle: ?*anyopaque) capi.Error!*Object {
+    const server = try server_of(handle);
+    const notice = server.notices.take() orelse return capi.none();
+    var storage: [core.sys.address_text_bytes_max]u8 = undefined;
+    const address = core.sys.address_text(&notice.address, &storage);
+    const pair = try capi.owned(capi.PyTuple_New(2));
+    errdefer capi.drop(pair);
+    try capi.checked(capi.PyTuple_SetItem(pair, 0, try capi.latin1(@tagName(notice.kind))));
+    try capi.checked(capi.PyTuple_SetItem(pair, 1, try capi.latin1(address)));
+    return pair;
 }
 
 pub fn build_info() capi.Error!*Object {

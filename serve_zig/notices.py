@@ -1,0 +1,22 @@
+"""What the core leaves for the operator to be told once, as lines for the log."""
+
+from __future__ import annotations
+
+
+def text_of(kind: str, address: str) -> str:
+    """Return the line for a notice; ``address`` is empty where the peer has none."""
+    peer = address or "a unix socket"
+    word = address or "unix"
+    if kind == "forwarded_fields_stripped":
+        return (
+            f"forwarded fields (X-Forwarded-*, Forwarded) from {peer} are not believed, and the "
+            "application does not get them; if a proxy of yours sends them, name it: proxy.trusted "
+            f'= ["{word}"] (said once, for the first peer)'
+        )
+    if kind == "proxy_header_missing":
+        return (
+            f"{peer}, which proxy.trusted holds, began without a valid PROXY header, so that its "
+            "connection was closed; let the proxy send one, or set proxy.protocol = false (said "
+            "once, for the first peer)"
+        )
+    return f"{kind}: {peer}"
