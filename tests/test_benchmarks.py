@@ -90,3 +90,42 @@ def test_the_bars_are_computed_from_the_medians(monkeypatch: pytest.MonkeyPatch)
     missed = next(bar for bar in bars.all_bars(measured) if bar.workload == "echo")
     assert missed.met is False
     assert by_text["json", "CPU a request at most 0.70 of bjoern"].met is None
+
+
+def test_one_short_attack(tmp_path: Path) -> None:
+    if shutil.which("wrk") is None or shutil.which("taskset") is None:
+        pytest.skip("wrk and taskset are not installed")
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("server and attack need a core each")
+    out = tmp_path / "abuse"
+    finished = subprocess.run(
+        [
+            *(sys.executable, str(ROOT / "benchmarks" / "abuse.py"), "--attacks", "slow readers"),
+            *("--rounds", "1", "--seconds", "1", "--connections", "40", "--out", str(out)),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    report = out.with_suffix(".md").read_text()
+    assert re.search(r"^\| slow readers \| 40 readers of 1 MiB", report, re.MULTILINE)
+    [sample] = json.loads(out.with_suffix(".json").read_text())["samples"]
+    assert sample["done"]["open"] == 40
+    assert sample["beside"]["requests"] > 0
+
+
+def test_an_attack_is_judged_by_the_medians(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    abuse, load = (importlib.import_module(name) for name in ("abuse", "load"))
+
+    def sample(alone: float, beside: float, p99: float) -> Any:
+        before, during = (load.Figures(1, rate, 1.0, p99, 3.0, 0) for rate in (alone, beside))
+        return abuse.Sample("pipeline", before, during, 8.0, 9.0, 0.5, {})
+
+    samples = [sample(1000, 100, 99.0), sample(1000, 850, 9.0), sample(100, 90, 2.0)]
+    assert abuse.is_met(samples)
+    assert abuse.row("what it does", samples)[2:5] == ["1,000", "100", "0.85"]
+    assert not abuse.is_met([sample(1000, 790, 2.0)])
+    assert not abuse.is_met([sample(1000, 1000, 10.0)])

@@ -1,7 +1,9 @@
 """What the process has not got: descriptors and Python's memory. It stays alive and recovers."""
 
+import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -137,6 +139,45 @@ def test_upload_without_descriptors(scarce: Server) -> None:
         connection.close()
         give(owner, 5)
         assert scarce.exchange(upload).body == b"50000"
+
+
+def limited(count: int) -> list[str]:
+    """Return a command that gives the one behind it so many descriptors."""
+    return ["sh", "-c", f'ulimit -n {count}; exec "$@"', "sh"]
+
+
+def has_begun_or_ended(server: Server) -> bool:
+    """Whether the server says that it serves, or is no more."""
+    return " serves " in server.log() or server.process.poll() is not None
+
+
+def test_hardly_any_descriptors(serve: Servers) -> None:
+    """With too few for itself the server says so; with none for clients it waits, and ends."""
+    launcher = [sys.executable, "-m", "serve_zig", "--version"]
+    least = 3
+    while subprocess.run([*limited(least), *launcher], capture_output=True).returncode != 0:
+        least += 1
+    logs = []
+    for count in range(least, least + 60):
+        server = serve("exhausting:app", prefix=limited(count), wait=False)
+        server.errors_expected = True
+        # Not when it accepts: it listens before the core is made.
+        wait_until(partial(has_begun_or_ended, server), 10, server.log)
+        if server.process.poll() is None:
+            break
+        assert server.wait() == 1
+        logs.append(server.log())
+    assert any("core cannot start: OSError: the system refused" in log for log in logs), logs
+    # The start may have needed a few more than it keeps.
+    with all_closed([server.connect() for _ in range(6)]) as connections:
+        for connection in connections:
+            connection.send(get("/ok")[:-2])
+        before = server.cpu_seconds()
+        connections[-1].expect_silence(0.5)
+        assert server.cpu_seconds() - before < 0.2
+        for connection in connections:
+            connection.close()
+    assert server.stop() == 0
 
 
 def test_a_full_table_costs_nothing(serve: Servers) -> None:

@@ -3,8 +3,10 @@
 import contextlib
 import hashlib
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -172,3 +174,30 @@ def test_all_kinds_together(four_threads: Server) -> None:
         assert hashlib.sha256(body).digest() == LARGE_DIGEST
         assert len(clients["half_closed"][49].response().body) == 400 * 65536
         expect_unnoticed(four_threads)
+
+
+def kernel_bytes(server: Server, connection: Connection) -> int:
+    """Return what the kernel holds of the server's that this client has not taken."""
+    port = connection.socket.getsockname()[1]
+    for line in Path("/proc/net/tcp").read_text("ascii").splitlines()[1:]:
+        fields = line.split()
+        if fields[1].endswith(f":{server.port:04X}") and fields[2].endswith(f":{port:04X}"):
+            return int(fields[4].partition(":")[0], 16)
+    raise AssertionError("no such connection")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_kernel_memory_of_clients_not_reading(four_threads: Server) -> None:
+    """The more connections there are, the less the kernel holds for one that does not read."""
+
+    def held() -> int:
+        with four_threads.connect(receive_buffer=4096) as connection:
+            connection.send(get("/large_list"))
+            # Answered after it, so that all has been offered to the kernel.
+            assert four_threads.exchange(get("/hello")).body == b"hello"
+            return kernel_bytes(four_threads, connection)
+
+    assert held() > 1_000_000
+    with all_closed([four_threads.connect() for _ in range(800)]):
+        assert four_threads.exchange(get("/hello")).body == b"hello"
+        assert 50_000 < held() < 500_000

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 #: Requests of one kind, and the seconds after which fewer will do: a leak of one object a request
 #: shows in hundreds, and a busy machine must not make this a long test.
 REQUESTS = 20_000
-SECONDS = 0.6
+SECONDS = 0.4
 
 
 @pytest.fixture(scope="module")

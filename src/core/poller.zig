@@ -60,6 +60,28 @@ const drain_linger_ms = 100;
 /// How long a drain waits for the rest of requests that have begun to come.
 const drain_receive_ms = 5000;
 const late_head_ms = 1000;
+/// Of responses, in the kernel, ahead of clients that do not read. Each connection has its share.
+/// Left alone the kernel takes megabytes for each, and some thousand clients that read nothing take
+/// all the memory that the system has for TCP. A few connections cost less if nothing limits them.
+const unsent_bytes_budget = 128 * 1024 * 1024;
+const unsent_bytes_min = 64 * 1024;
+/// What Linux takes by itself (tcp_wmem, tcp(7)).
+const unsent_bytes_unlimited = 4 * 1024 * 1024;
+
+/// How much of it a connection may have that is one of so many; null for no limit.
+fn unsent_share(connections: u32) ?u32 {
+    const share: u32 = unsent_bytes_budget / @max(1, connections);
+    return if (share >= unsent_bytes_unlimited) null else @max(unsent_bytes_min, share);
+}
+
+test "the more connections there are, the less the kernel holds for each" {
+    try std.testing.expectEqual(null, unsent_share(0));
+    try std.testing.expectEqual(null, unsent_share(32));
+    try std.testing.expectEqual(4_067_203, unsent_share(33));
+    try std.testing.expectEqual(1024 * 1024, unsent_share(128));
+    try std.testing.expectEqual(64 * 1024, unsent_share(2048));
+    try std.testing.expectEqual(64 * 1024, unsent_share(1_000_000));
+}
 
 const Listener = struct {
     fd: sys.Fd,
@@ -476,6 +498,7 @@ pub const Poller = struct {
         connection.listener = listener;
         connection.state = .reading_head;
         connection.active_ns = sys.monotonic_ns();
+        if (unsent_share(self.slots.in_use)) |bytes| sys.limit_unsent(accepted.fd, bytes);
         _ = self.server.connection_count.fetchAdd(1, .monotonic);
         var patience_ms = self.server.options.keep_alive_timeout_ms;
         const proxies = &self.server.proxies;

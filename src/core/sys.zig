@@ -389,6 +389,15 @@ pub fn stop_arrivals(listener: Fd) bool {
     ) == 0;
 }
 
+/// The kernel takes no more than about so many bytes that it cannot send yet; those on their way do
+/// not count, so that a client far away is as fast as it can be. On a unix socket it fails, which
+/// does not matter.
+pub fn limit_unsent(fd: Fd, bytes: u32) void {
+    const tcp_notsent_lowat = if (is_linux) 25 else 0x201;
+    const value: c_int = @intCast(bytes);
+    _ = c.setsockopt(fd, c.IPPROTO.TCP, tcp_notsent_lowat, &value, @sizeOf(c_int));
+}
+
 /// Says that nothing more will be sent; the client can still be read.
 pub fn shutdown_send(fd: Fd) void {
     _ = c.shutdown(fd, c.SHUT.WR);

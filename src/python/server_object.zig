@@ -53,7 +53,8 @@ pub fn raise_start_error(err: anyerror) capi.Error {
         ),
         else => return capi.raise(
             capi.PyExc_OSError,
-            "the system refused what the server needs to start (epoll or kqueue, a thread)",
+            "the system refused what the server needs to start: a descriptor (ulimit -n), " ++
+                "epoll or kqueue, or a thread (ulimit -u)",
         ),
     }
     return error.Raised;
