@@ -7,7 +7,6 @@ that is stuck in the application must not keep the process from ending.
 from __future__ import annotations
 
 import os
-import random
 import sys
 import threading
 import time
@@ -279,7 +278,9 @@ def core_options(config: Config, connections: int) -> Options:
 
 def requests_limit(requests: int, jitter: int) -> int:
     """Return after how many requests the server drains; 0 for never."""
-    return requests + random.randint(0, jitter) if requests else 0
+    # Not the module random, which takes as long to import as the rest of the launcher.
+    spread = int.from_bytes(os.urandom(8), "little") % (jitter + 1)
+    return requests + spread if requests else 0
 
 
 def temporary_directory() -> str:

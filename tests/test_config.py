@@ -20,7 +20,6 @@ MINIMAL = '[app]\ntarget = "hello:app"\n'
 
 AVAILABLE = [key for key in schema.KEYS if key.kind is not None]
 SINGLE = [key for key in AVAILABLE if key.table not in schema.ARRAYS]
-LATER = [key for key in schema.KEYS if key.kind is None]
 
 
 class Loader:
@@ -248,21 +247,6 @@ def test_key_outside_of_a_table_is_refused(loader: Loader, text: str, problem: s
     assert found.startswith(f"serve.toml:1: {problem}")
 
 
-@pytest.mark.parametrize("key", LATER, ids=lambda key: key.path)
-def test_key_that_is_not_available_yet_is_refused_by_name(loader: Loader, key: schema.Key) -> None:
-    table = "" if key.table == "app" else f"[{key.table}]\n"
-    (problem,) = loader.refuse(f"{MINIMAL}{table}{key.name} = {key.default_toml}\n")
-    line = 3 if key.table == "app" else 4
-    assert problem == f"serve.toml:{line}: {key.path}: not available yet; remove the key"
-    (problem,) = loader.refuse(MINIMAL, f"{key.path}={key.default_toml}")
-    assert problem == f"--set: {key.path}: not available yet; remove the key"
-
-
-def test_table_that_is_not_available_yet_is_refused_even_if_empty(loader: Loader) -> None:
-    (problem,) = loader.refuse(MINIMAL + "[admin]\n")
-    assert problem == "serve.toml:3: admin: not available yet; remove the table"
-
-
 # Proxies.
 
 
@@ -364,10 +348,10 @@ def test_boolean_that_is_none(loader: Loader, text: str) -> None:
 
 
 def test_every_mistake_is_reported_at_once(loader: Loader) -> None:
-    problems = loader.refuse("[listen]\nbnd = 1\nbacklog = 0\n[limits]\nmemory = 1\n")
+    problems = loader.refuse("[listen]\nbnd = 1\nbacklog = 0\n[limits]\nnothing = 1\n")
     assert [problem.split(": ")[1] for problem in problems] == [
         "listen.bnd",
-        "limits.memory",
+        "limits.nothing",
         "app.target",
         "listen.backlog",
     ]
