@@ -291,7 +291,7 @@ class Size(Kind):
         return self.parse(int(text) if _INTEGER.fullmatch(text) else text)
 
     def to_toml(self, value: Value) -> str:
-        """Return a string with the largest unit that divides the size; 0, for "none", has no unit."""
+        """Return a string with the largest unit that divides the size; 0 has no unit."""
         assert isinstance(value, int)
         return "0" if value == 0 else toml_format.string(size_text(value))
 
