@@ -1143,7 +1143,7 @@ pub const Poller = struct {
     /// Closes the listeners, those at once on which that loses nobody.
     fn end_arrivals(self: *Poller) void {
         for (self.listeners, 0..) |*listener, index| {
-            // What waits in a queue that is shared is for the others to accept.
+            // From a shared one another process may go on accepting: nobody is kept off it.
             const is_ended = !listener.is_shared and sys.stop_arrivals(listener.fd);
             if (is_ended) self.arrivals_end_ms = self.now_ms + arrival_ms;
             self.accept_all(listener, @intCast(index));
