@@ -144,7 +144,8 @@ fn expect_own_flavour(
     other.len = 0;
     other.count = 0;
     for (sent.lines[0..sent.count], 0..) |line, index| {
-        if (forwarded.flavour_of(line.known) == flavour) other.add(line.known, &.{sent.value_of(index)});
+        if (forwarded.flavour_of(line.known) != flavour) continue;
+        other.add(line.known, &.{sent.value_of(index)});
     }
     expect_same(verdict, other.read(flavour, trusted), &sent.bytes, &other.bytes);
 }
@@ -173,8 +174,11 @@ fn expect_joined(flavour: forwarded.Flavour, trusted: []const cidr.Range, verdic
 fn expect_valid(claims: *const forwarded.Claims, flavour: forwarded.Flavour) void {
     if (claims.host.len > 0) {
         expect(core.host.valid(claims.host.of(&sent.bytes)), "a host is one");
-        expect(lies_in(claims.host, if (flavour == .forwarded) .forwarded else .x_forwarded_host), //
-            "a host comes from its field");
+        const named: core.fields.Name = switch (flavour) {
+            .forwarded => .forwarded,
+            .x_forwarded => .x_forwarded_host,
+        };
+        expect(lies_in(claims.host, named), "a host comes from its field");
     }
     if (claims.port) |port| expect(port > 0, "a port is one");
     const prefix = claims.prefix.of(&sent.bytes);
