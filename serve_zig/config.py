@@ -31,6 +31,9 @@ _UNIX_PATH_BYTES_MAX = 103 if sys.platform == "darwin" else 107
 
 _OVERRIDE = "--set"
 
+ACCESS_WORDS = ("off", "stdout", "stderr")
+"""Values of log.access that are no file."""
+
 
 class Config:
     """The resolved config: a value for every available key.
@@ -314,6 +317,16 @@ def _resolve(config: Config, values: dict[str, Value], written: set[str]) -> Non
     values["listen.bind"] = [
         _absolute_address(text, base, config, problems) for text in config.strings("listen.bind")
     ]
+
+    access = config.text("log.access")
+    if access not in ACCESS_WORDS:
+        path = os.path.normpath(os.path.join(base, access))
+        values["log.access"] = path
+        if not os.path.isdir(os.path.dirname(path)) or os.path.isdir(path):
+            problems.append(
+                f"{config.place('log.access')}: {path} cannot be a log file; name a file in a "
+                'directory that is there, or "stdout", "stderr", "off"'
+            )
 
     line_bytes, head_bytes = config.integer("limits.request_line"), config.integer("limits.head")
     if line_bytes > head_bytes:

@@ -38,6 +38,7 @@ SECONDS_MAX = 86_400.0
 
 _SIZE = re.compile(r"([0-9]{1,20}) ?([A-Za-z]+)")
 _INTEGER = re.compile(r"[+-]?[0-9]{1,20}")
+_PATH = re.compile(r"/[!-\"$->@-~]*")
 _DECIMAL = re.compile(r"[+-]?[0-9]{1,20}(\.[0-9]{1,20})?([eE][+-]?[0-9]{1,3})?")
 
 
@@ -337,6 +338,35 @@ class Networks(Kind):
     def from_text(self, text: str) -> list[str]:
         """Return the networks that the text names, separated by commas; none if it is empty."""
         return self.parse(text) if text.strip(" ") else []
+
+    def to_toml(self, value: Value) -> str:
+        """Return an array of basic strings."""
+        assert isinstance(value, list)
+        return toml_format.strings(value)
+
+
+class Paths(Kind):
+    """Any number of request paths, none twice."""
+
+    name = "string or list of strings"
+    allowed = 'one string or a list of strings, each a path as requests have it, such as "/health"'
+
+    def parse(self, value: object) -> list[str]:
+        """Return the paths as a list."""
+        texts = [value] if isinstance(value, str) else value
+        if not isinstance(texts, list):
+            raise self.unsuitable(value)
+        paths: list[str] = []
+        for text in texts:
+            if not isinstance(text, str) or _PATH.fullmatch(text) is None:
+                raise UnsuitableError(
+                    f"found {toml_format.describe(text)} in the list; allowed is {self.allowed}, "
+                    "percent-encoded and without a query"
+                )
+            if text in paths:
+                raise UnsuitableError(f"{toml_format.string(text)} is given twice; remove one")
+            paths.append(text)
+        return paths
 
     def to_toml(self, value: Value) -> str:
         """Return an array of basic strings."""

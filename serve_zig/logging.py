@@ -1,8 +1,10 @@
 """What the launcher writes to stderr once it serves: one record a line, time first.
 
-A record is ``time level message``; further lines that belong to it, such as a traceback, are
-indented. So a record always begins at the left edge with a time, and nothing that a client or an
-exception's text contains can pass for one.
+As text a record is ``time level message``; further lines that belong to it, such as a traceback,
+are indented. So a record always begins at the left edge with a time, and nothing that a client or
+an exception's text contains can pass for one. As JSON it is one object on one line, with the fields
+``time``, ``level``, ``message``, ``detail`` where there is one, and further ones by name. The core
+writes its records (log_text.zig, access_log.zig) in the same ways.
 """
 
 from __future__ import annotations
@@ -20,8 +22,9 @@ _STDERR = 2
 class Log:
     """Writes records of a level and above; any thread may call it."""
 
-    def __init__(self, level: str) -> None:
+    def __init__(self, level: str, form: str = "text") -> None:
         self._enabled = LEVELS[: LEVELS.index(level) + 1]
+        self._is_json = form == "json"
 
     def info(self, message: str) -> None:
         """Record what happened as planned."""
@@ -35,9 +38,12 @@ class Log:
         """Record what failed; ``detail`` may have many lines."""
         self.record("error", message, detail)
 
-    def record(self, level: str, message: str, detail: str = "") -> None:
-        """Write one record, in one piece wherever the system can."""
+    def record(self, level: str, message: str, detail: str = "", **fields: str | None) -> None:
+        """Write one record, in one piece wherever the system can. Text leaves ``fields`` out."""
         if level not in self._enabled:
+            return
+        if self._is_json:
+            _write(_json_record(level, message, detail, fields))
             return
         lines = [f"{_timestamp()} {level} {message}"]
         lines += [f"    {line}" for line in detail.rstrip("\n").split("\n") if detail]
@@ -51,6 +57,7 @@ class Log:
         method: str,
         target: str,
         client: str,
+        request_id: str = "",
     ) -> None:
         """Record an error of the application while it answered a request.
 
@@ -66,7 +73,20 @@ class Log:
             except Exception as error:
                 # The exception's own __str__ may fail, and an import may for want of descriptors.
                 detail = f"(no traceback: {type(error).__name__})"
+        if self._is_json:
+            self.record(
+                "error",
+                f"{kind} error: {what}",
+                detail,
+                method=method,
+                target=target,
+                client=client or "unix:",
+                request_id=request_id or None,
+            )
+            return
         request = f'{escape(method)} "{escape(target)}" from {escape(client) or "a unix socket"}'
+        if request_id:
+            request += f", request id {escape(request_id)}"
         self.error(f"{kind} error: {_one_line(what)}; {request}", detail)
 
 
@@ -82,6 +102,22 @@ def escape(text: str) -> str:
 
 def _one_line(text: str) -> str:
     return escape_controls(text).replace("\n", "\\n")
+
+
+def _json_record(level: str, message: str, detail: str, fields: dict[str, str | None]) -> bytes:
+    # Imported here because a log of text does not need it.
+    import json
+
+    record: dict[str, str | None] = {"time": _timestamp(), "level": level, "message": message}
+    if detail:
+        record["detail"] = detail.rstrip("\n")
+    record.update(fields)
+    # Lone surrogates are no Unicode, and not every reader of JSON takes them.
+    whole = {
+        name: value.encode("utf-8", "backslashreplace").decode() if value is not None else None
+        for name, value in record.items()
+    }
+    return json.dumps(whole, separators=(",", ":")).encode("ascii") + b"\n"
 
 
 def _timestamp() -> str:

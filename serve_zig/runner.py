@@ -11,8 +11,10 @@ import sys
 import threading
 import time
 
+from serve_zig import cgroup
 from serve_zig.application import load
 from serve_zig.application_traceback import format_stack
+from serve_zig.config import ACCESS_WORDS
 from serve_zig.descriptors import fit_connections
 from serve_zig.errors import (
     EXIT_DRAIN_TIMEOUT,
@@ -21,8 +23,9 @@ from serve_zig.errors import (
     LauncherError,
     StartInterruptedError,
 )
+from serve_zig.kinds import size_text
 from serve_zig.listeners import Listener, close_listeners, open_listeners
-from serve_zig.logging import Log
+from serve_zig.logging import LEVELS, Log
 from serve_zig.notices import text_of
 from serve_zig.signals import Signals
 from serve_zig.target import parse_target
@@ -75,13 +78,14 @@ def serve(config: Config) -> int:
     Raises LauncherError where the server does not come to serve. Ends the process itself where a
     worker cannot be waited for.
     """
-    log = Log(config.text("log.level"))
+    log = Log(config.text("log.level"), config.text("log.format"))
     signals = Signals()
     listeners: list[Listener] = []
     try:
         signals.install()
         server_type = core_server()
         connections = _fit_connections(config, log)
+        _check_access_log(config)
         listeners = open_listeners(
             config.strings("listen.bind"),
             config.integer("listen.unix_mode"),
@@ -108,6 +112,7 @@ def serve(config: Config) -> int:
             f"serve-zig {version} (pid {os.getpid()}) serves {target.text} on {urls} "
             f"with {config.integer('concurrency.threads')} threads"
         )
+        _say_surroundings(config, log)
         run = _Run(server, workers, listeners, signals, log, config.seconds("timeouts.drain"))
         status = run.wait()
         signals.ending()
@@ -119,10 +124,27 @@ def serve(config: Config) -> int:
         return EXIT_DRAINED
     finally:
         close_listeners(listeners)
-    if not workers.join(_JOIN_SECONDS if status == EXIT_DRAINED else _JOIN_SECONDS_HURRIED):
+    have_ended = workers.join(_JOIN_SECONDS if status == EXIT_DRAINED else _JOIN_SECONDS_HURRIED)
+    server.close_logs()
+    if not have_ended:
         _exit(status)
     _exit_within(_EXIT_SECONDS, status, log)
     return status
+
+
+def _say_surroundings(config: Config, log: Log) -> None:
+    """Log what explains later what is seen: the container's limits, and where uploads go."""
+    limits = cgroup.read()
+    log.info(f"{limits}; neither changes concurrency.threads")
+    if limits.hint():
+        log.info(limits.hint())
+    directory = temporary_directory()
+    if not os.access(directory, os.W_OK | os.X_OK):
+        body_memory = size_text(config.integer("limits.body_memory"))
+        log.warning(
+            f"no temporary directory can be written to ({directory} and others): a request body "
+            f"past limits.body_memory ({body_memory}) is answered 500; mount one, or set TMPDIR"
+        )
 
 
 def core_server() -> type[Server]:
@@ -157,6 +179,15 @@ def core_options(config: Config, connections: int) -> dict[str, int | bool | str
     options["proxy_headers"] = config.text("proxy.headers")
     options["proxy_protocol"] = config.boolean("proxy.protocol")
     options["temporary_directory"] = temporary_directory()
+    access = config.text("log.access")
+    options["access_log"] = "" if access == "off" else access
+    options["access_exclude"] = "\n".join(config.strings("log.access_exclude"))
+    options["log_json"] = config.text("log.format") == "json"
+    options["log_level"] = LEVELS.index(config.text("log.level"))
+    slow_request = config.seconds("log.slow_request")
+    options["slow_request_ms"] = max(1, round(slow_request * 1000)) if slow_request else 0
+    options["server_timing"] = config.boolean("log.server_timing")
+    options["python_version"] = ".".join(map(str, sys.version_info[:3]))
     return options
 
 
@@ -182,7 +213,9 @@ class Workers:
         self._is_ending = False
         self.has_failed = False
         self.threads = [
-            threading.Thread(target=self._work, name=f"serve-zig-{number}", daemon=True)
+            threading.Thread(
+                target=self._work, args=(number,), name=f"serve-zig-{number}", daemon=True
+            )
             for number in range(server.worker_count())
         ]
 
@@ -221,9 +254,9 @@ class Workers:
                 found.append((thread.name, stack))
         return found
 
-    def _work(self) -> None:
+    def _work(self, number: int) -> None:
         try:
-            self._server.run_worker()
+            self._server.run_worker(number)
         except BaseException as error:
             self._fail(f"{type(error).__name__}: {error}")
         else:
@@ -263,6 +296,9 @@ class _Run:
             for note in self._signals.take_notes():
                 self._log.warning(note)
             self._tell_notices()
+            if self._signals.take_reopening():
+                self._server.reopen_logs()
+                self._log.info("SIGHUP: log files are opened anew")
             stops = self._signals.stops
             if len(stops) > 1:
                 self._log.warning(f"{stops[1]}: the second signal; the server stops at once")
@@ -331,6 +367,22 @@ def _fit_connections(config: Config, log: Log) -> int:
             "more files (ulimit -n)"
         )
     return connections
+
+
+def _check_access_log(config: Config) -> None:
+    path = config.text("log.access")
+    if path in ACCESS_WORDS:
+        return
+    # As the core opens it: a FIFO without a reader is an error, and waits for nobody.
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
+    try:
+        os.close(os.open(path, flags, 0o644))
+    except OSError as error:
+        raise LauncherError(
+            f"{config.place('log.access')}: {path} cannot be opened "
+            f"({os.strerror(error.errno or 0)}); name a file that this user may write, "
+            'or "stdout"'
+        ) from None
 
 
 def _exit_within(seconds: float, status: int, log: Log) -> None:

@@ -19,6 +19,7 @@ from serve_zig.kinds import (
     Kind,
     Mode,
     Networks,
+    Paths,
     Seconds,
     Size,
     Text,
@@ -290,13 +291,38 @@ KEYS: tuple[Key, ...] = (
     ),
     Key(
         "log.format",
-        Choice("text", later=("json",)),
+        Choice("text", "json"),
         "text",
-        "How error and access lines are written.",
+        "How error and access lines are written, one record a line in JSON.",
     ),
-    _later("log.access", '"off"', 'The access log: "stdout", "stderr" or a file path.'),
-    _later("log.access_exclude", "[]", "Paths not logged when answered below 400."),
-    _later("log.slow_request", "0.0", "Requests slower than this are logged with their phases."),
+    Key(
+        "log.access",
+        Text('"off", "stdout", "stderr" or a file path'),
+        "off",
+        'The access log, one line a request: "stdout", "stderr", or a file, which SIGHUP opens '
+        "anew. Combined Log Format with the request id behind it, or JSON (see docs/LOGGING.md).",
+    ),
+    Key(
+        "log.access_exclude",
+        Paths(),
+        [],
+        'Paths, such as "/health", whose requests are not in the access log when they are answered '
+        "below 400.",
+    ),
+    Key(
+        "log.slow_request",
+        Seconds(0.0),
+        0.0,
+        "Requests that take longer, from their first byte to the last of the answer, are logged "
+        "as warnings with their phases; 0: none.",
+    ),
+    Key(
+        "log.server_timing",
+        Boolean(),
+        False,
+        "Whether answers have a Server-Timing field that says where the time went until then "
+        "(head, body, queue, gil, app), for the browser's developer tools.",
+    ),
     _later("admin.bind", '""', "The address of the admin listener; empty: none."),
     _later("admin.livez_stall", "30.0", "How long a stall may last until /livez turns 503."),
     _later("admin.in_band", '""', "A path prefix for /livez and /readyz on the main listeners."),

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from types import FrameType
 
 _NOT_AVAILABLE = {
-    signal.SIGHUP: "reopening log files",
     signal.SIGUSR1: "writing the threads' stacks to the log",
 }
 
@@ -30,6 +29,7 @@ class Signals:
     def __init__(self) -> None:
         self.stops: list[str] = []
         self._notes: list[str] = []
+        self._is_reopening = False
         self._phase = "starting"
         self._process = os.getpid()
 
@@ -38,7 +38,7 @@ class Signals:
         signal.signal(signal.SIGTERM, self._stop)
         if self.obeys_interrupt:
             signal.signal(signal.SIGINT, self._stop)
-        signal.signal(signal.SIGHUP, self._note)
+        signal.signal(signal.SIGHUP, self._reopen)
         signal.signal(signal.SIGUSR1, self._note)
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
 
@@ -62,6 +62,14 @@ class Signals:
         """Return what the log should say about the signals since the last call."""
         notes, self._notes = self._notes, []
         return notes
+
+    def take_reopening(self) -> bool:
+        """Return whether log files shall be opened anew, once for each SIGHUP or several."""
+        is_reopening, self._is_reopening = self._is_reopening, False
+        return is_reopening
+
+    def _reopen(self, number: int, frame: FrameType | None) -> None:
+        self._is_reopening = True
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:

@@ -16,7 +16,8 @@ pub const Server = py.class(struct {
         \\An HTTP server for one WSGI application. `options` has an entry for each setting of the
         \\core (times in milliseconds, sizes in bytes); `listeners` are tuples of a descriptor,
         \\which the server takes over, SERVER_NAME and SERVER_PORT; `report` is called with
-        \\(exception, method, target, client) when the application fails.
+        \\(kind, message, exception, method, target, client, request_id) when the application
+        \\fails.
     ;
     const Self = @This();
 
@@ -41,9 +42,9 @@ pub const Server = py.class(struct {
         return server_object.worker_count(self.handle);
     }
 
-    /// The life of a worker thread; returns when the server has stopped.
-    pub fn run_worker(self: *const Self) !py.PyObject {
-        return object(server_object.run_worker(self.handle));
+    /// The life of the worker thread of this number; returns when the server has stopped.
+    pub fn run_worker(self: *const Self, args: struct { number: py.PyObject }) !py.PyObject {
+        return object(server_object.run_worker(self.handle, @ptrCast(args.number.py)));
     }
 
     pub fn drain(self: *const Self) !py.PyObject {
@@ -67,6 +68,21 @@ pub const Server = py.class(struct {
     /// Something for the log, as (kind, address of a client), or None; `wait` returns for one.
     pub fn take_notice(self: *const Self) !py.PyObject {
         return object(server_object.take_notice(self.handle));
+    }
+
+    /// Opens log files anew, after they were moved away.
+    pub fn reopen_logs(self: *const Self) !py.PyObject {
+        return object(server_object.reopen_logs(self.handle));
+    }
+
+    /// Writes out what is to be logged, in a second at the most; whether all of it was written.
+    pub fn close_logs(self: *const Self) !py.PyObject {
+        return object(server_object.close_logs(self.handle));
+    }
+
+    /// All metrics in OpenMetrics' text format.
+    pub fn metrics_text(self: *const Self) !py.PyObject {
+        return object(server_object.metrics_text(self.handle));
     }
 
     pub fn status(self: *const Self) !py.PyObject {

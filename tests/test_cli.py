@@ -200,7 +200,15 @@ def test_package_has_no_other_attributes() -> None:
 def test_help_names_options_and_exit_statuses(project: Project) -> None:
     done = project.run("--help")
     assert done.returncode == 0
-    for text in ("--config", "--set", "--check", "--reload", "--version", "exit status:", "4  the drain"):
+    for text in (
+        "--config",
+        "--set",
+        "--check",
+        "--reload",
+        "--version",
+        "exit status:",
+        "4  the drain",
+    ):
         assert text in done.stdout
     for text in ("commands:", "serve-zig init", "serve-zig migrate", "serve-zig schema"):
         assert text in done.stdout
@@ -675,7 +683,7 @@ class StubServer:
         """Return the number of workers."""
         return 2
 
-    def run_worker(self) -> None:
+    def run_worker(self, number: int) -> None:
         """End at once."""
         if self.error is not None:
             raise self.error
@@ -754,6 +762,13 @@ def test_options_of_the_core_are_milliseconds_and_bytes(project: Project) -> Non
         "proxy_trusted": "",
         "proxy_headers": "x-forwarded",
         "proxy_protocol": False,
+        "python_version": options["python_version"],
+        "access_log": "",
+        "access_exclude": "",
+        "log_json": False,
+        "log_level": 2,
+        "slow_request_ms": 0,
+        "server_timing": False,
     }
     assert os.path.isdir(str(options["temporary_directory"]))
 

@@ -110,6 +110,11 @@ pub const Connection = struct {
         return seen & (Turn.hangup | Turn.broken) != 0 or sys.has_ended(self.fd);
     }
 
+    /// Whether what the client says of others (forwarded fields, ids, times) is believed.
+    pub fn is_trusted(self: *const Connection) bool {
+        return self.trusted;
+    }
+
     /// Nothing has come of a request.
     pub fn is_idle(self: *const Connection) bool {
         const may_be = self.state == .reading_head or self.state == .reading_proxy_header;

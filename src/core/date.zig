@@ -46,6 +46,12 @@ pub fn format(seconds: u64) [length]u8 {
     return text;
 }
 
+/// 1 to 12.
+pub fn month_of(seconds: u64) u8 {
+    const bounded: epoch.EpochSeconds = .{ .secs = @min(seconds, 253402300799) };
+    return bounded.getEpochDay().calculateYearDay().calculateMonthDay().month.numeric();
+}
+
 test "dates are IMF-fixdates" {
     try std.testing.expectEqualStrings("Sun, 06 Nov 1994 08:49:37 GMT", &format(784111777));
     try std.testing.expectEqualStrings("Thu, 01 Jan 1970 00:00:00 GMT", &format(0));

@@ -10,7 +10,11 @@ const forwarded = @import("forwarded.zig");
 const request_head = @import("request_head.zig");
 const sys = @import("sys.zig");
 const pages = @import("pages.zig");
+const request_ids = @import("request_id.zig");
+const Connection = @import("connection.zig").Connection;
+const Phase = @import("timing.zig").Phase;
 const Progress = @import("reply.zig").Progress;
+const Record = @import("record.zig").Record;
 const Body = @import("body.zig").Body;
 const Suspension = @import("suspension.zig").Suspension;
 const RequestHead = request_head.RequestHead;
@@ -40,6 +44,65 @@ pub const Exchange = struct {
     suspension: ?*Suspension = null,
     /// What the pool gave as `bytes`; empty while it has it back (`Pool.compact`).
     own_bytes: []u8,
+    /// For metrics and logs.
+    record: Record = .{},
+    /// The server's own id of the request `id_number`.
+    id_text: [request_ids.own_bytes]u8,
+    id_number: u64 = 0,
+    // For in_flight.zig's list, under its mutex but for the owner's question whether it is in it.
+    sending_connection: ?*Connection = null,
+    next_sending: ?*Exchange = null,
+    previous_sending: ?*Exchange = null,
+    sending_phase: Phase = .write,
+
+    /// What every line and field about the request in progress names it by. Its owner; valid as
+    /// long as the request's head.
+    pub fn request_id(self: *Exchange) []const u8 {
+        const given = self.record.given_id;
+        if (given.len > 0) return given.of(self.bytes);
+        if (self.id_number != self.record.number) {
+            self.id_number = self.record.number;
+            const digits = self.id_text[request_ids.prefix_bytes..];
+            request_ids.write_number(digits, self.id_number);
+        }
+        return &self.id_text;
+    }
+
+    /// Takes over what a trusted proxy says of the request whose head is complete: its id, and how
+    /// long it has waited.
+    pub fn believe(self: *Exchange, now_ms: u64) void {
+        for (self.head.lines()) |line| switch (line.known) {
+            .x_request_id => if (request_ids.is_acceptable(line.value.of(self.bytes))) {
+                self.record.given_id = line.value;
+            },
+            .x_request_start, .x_queue_start => {
+                const now_ns = now_ms * std.time.ns_per_ms;
+                const waited_ns = request_ids.waited_ns(line.value.of(self.bytes), now_ns);
+                self.record.waited_before_ns = @max(self.record.waited_before_ns, waited_ns);
+            },
+            else => {},
+        };
+    }
+
+    /// Of this request so far, transfer coding undone.
+    pub fn bytes_received(self: *const Exchange) u64 {
+        if (self.head.head_bytes == 0) return self.received;
+        return self.head.head_bytes + self.body.length;
+    }
+
+    /// The id for whoever only keeps the owner from changing it. Returns the length.
+    pub fn copy_request_id(self: *const Exchange, to: *[request_ids.given_bytes_max]u8) usize {
+        const given = self.record.given_id.of(self.bytes);
+        if (given.len > 0) {
+            @memcpy(to[0..given.len], given);
+            return given.len;
+        }
+        const prefix_bytes = request_ids.prefix_bytes;
+        @memcpy(to[0..prefix_bytes], self.id_text[0..prefix_bytes]);
+        const digits = to[prefix_bytes..request_ids.own_bytes];
+        request_ids.write_number(digits, self.record.number);
+        return request_ids.own_bytes;
+    }
 
     /// Makes room for at least `space` more bytes behind what was received.
     pub fn ensure_space(
@@ -178,6 +241,8 @@ pub const Output = struct {
 pub const Pool = struct {
     gpa: std.mem.Allocator,
     field_lines_max: u16,
+    /// What the ids of this process' requests begin with.
+    id_prefix: [request_ids.prefix_bytes]u8 = @splat('0'),
     mutex: std.Thread.Mutex = .{},
     free: ?*Exchange = null,
     /// Buffers of compacted exchanges.
@@ -272,9 +337,21 @@ pub const Pool = struct {
     fn make(self: *Pool) error{OutOfMemory}!*Exchange {
         const exchange = try self.gpa.create(Exchange);
         errdefer self.gpa.destroy(exchange);
-        exchange.* = .{ .head = .init(&.{}), .bytes = &.{}, .own_bytes = &.{} };
+        exchange.* = .{
+            .head = .init(&.{}),
+            .bytes = &.{},
+            .own_bytes = &.{},
+            .id_text = self.id_prefix ++ @as([request_ids.prefix_bytes]u8, @splat('0')),
+        };
         try self.expand(exchange);
         return exchange;
+    }
+
+    /// How many connections have one. Any thread.
+    pub fn count_in_use(self: *Pool) u32 {
+        self.mutex.lock();
+        defer self.mutex.unlock();
+        return self.in_use;
     }
 
     /// Takes an exchange back; nothing may point into it any more.
@@ -340,6 +417,39 @@ test "a buffer grows with its bytes and is its old self in the pool" {
     try testing.expectEqual(exchange, again);
     try testing.expectEqual(buffer_bytes, again.bytes.len);
     try testing.expectEqual(1, pool.made);
+}
+
+test "an exchange takes over what a trusted proxy says" {
+    var pool: Pool = .{ .gpa = testing.allocator, .field_lines_max = 8 };
+    defer pool.deinit();
+    const exchange = try pool.acquire();
+    defer pool.release(exchange);
+    const cases = [_]struct { []const u8, []const u8, u64 }{
+        .{ "X-Request-Id: abc-1\r\nX-Request-Start: t=1000.5\r\n", "abc-1", 500_000_000 },
+        .{ "X-Queue-Start: 1000750\r\nX-Request-Id: a\"b\r\n", "0" ** 31 ++ "7", 0 },
+        .{ "X-Queue-Start: 1000.9\r\nX-Request-Start: 1000.2\r\n", "0" ** 31 ++ "7", 800_000_000 },
+        .{ "", "0" ** 31 ++ "7", 0 },
+    };
+    for (cases) |case| {
+        var storage: [200]u8 = undefined;
+        const text = "GET / HTTP/1.1\r\nHost: a\r\n{s}\r\n";
+        const request = try std.fmt.bufPrint(&storage, text, .{case[0]});
+        @memcpy(exchange.bytes[0..request.len], request);
+        exchange.received = @intCast(request.len);
+        exchange.head.reset();
+        exchange.record.begin(1, 7);
+        try testing.expect(try exchange.head.parse(exchange.bytes[0..request.len], .{
+            .request_line_bytes_max = 100,
+            .head_bytes_max = 200,
+            .field_lines_max = 8,
+        }));
+        exchange.believe(1_001_000);
+        try testing.expectEqualStrings(case[1], exchange.request_id());
+        var copy: [request_ids.given_bytes_max]u8 = undefined;
+        const length = exchange.copy_request_id(&copy);
+        try testing.expectEqualStrings(case[1], copy[0..length]);
+        try testing.expectEqual(case[2], exchange.record.waited_before_ns);
+    }
 }
 
 test "a compacted exchange keeps its head and gets a buffer again" {

@@ -83,7 +83,15 @@ test "faults: the end is told even where its pipe takes nothing" {
 
 // ---- Each call of a visit ----------------------------------------------------------------------
 
-const steps = .{ ask, upload_chunks, upload_to_file, read_slowly, ask_of_old, ask_to_continue };
+const steps = .{
+    ask,
+    upload_chunks,
+    upload_to_file,
+    read_slowly,
+    ask_of_old,
+    ask_to_continue,
+    ask_for_events,
+};
 
 /// One client does one thing of each kind; where the fault ends its connection it takes a new one.
 fn visit_once(fixture: *Fixture) !void {
@@ -127,6 +135,11 @@ fn read_slowly(client: *Client) !void {
     try client.get("/own/8/30000");
     sys.sleep_ms(1);
     try expect_whole(client, 240_000);
+}
+
+fn ask_for_events(client: *Client) !void {
+    try client.get("/suspend/4/100/1");
+    try expect_whole(client, 400);
 }
 
 fn upload_chunks(client: *Client) !void {

@@ -21,12 +21,14 @@ const connection_module = @import("connection.zig");
 const body_module = @import("body.zig");
 const suspension_module = @import("suspension.zig");
 const exchange_module = @import("exchange.zig");
+const observer = @import("observer.zig");
 const Server = @import("server.zig").Server;
 const Connection = connection_module.Connection;
 const Exchange = exchange_module.Exchange;
 const Suspension = suspension_module.Suspension;
 const Slots = connection_module.Slots;
 const Turn = connection_module.Turn;
+const Phase = @import("timing.zig").Phase;
 
 /// Most listeners; `Connection.listener` counts them.
 pub const listeners_max = 64;
@@ -56,6 +58,11 @@ pub const Poller = struct {
     listeners: []Listener,
     head_limits: request_head.Limits,
     now_ms: u64,
+    /// When the last batch of events came, by the precise clock.
+    now_ns: u64 = 0,
+    lane: observer.Lane,
+    /// How many requests have begun; their ids count on.
+    request_count: u64 = 0,
     date: date_module.Date = .{},
     draining: bool = false,
     drain_deadline_ms: u64 = 0,
@@ -102,6 +109,7 @@ pub const Poller = struct {
             .listeners = own,
             .head_limits = server.options.head_limits(),
             .now_ms = sys.monotonic_ms(),
+            .lane = .{ .shard = server.metrics.poller_shard(), .line = server.line_of(0) },
             .scratch = scratch,
         };
     }
@@ -144,7 +152,8 @@ pub const Poller = struct {
             (self.is_waiting_for_room() and !self.is_full());
         const events = self.reactor.poll(&self.events, if (must_not_wait) 0 else timeout);
         server.waiting.store(false, .seq_cst);
-        self.now_ms = sys.monotonic_ms();
+        self.now_ns = sys.monotonic_ns();
+        self.now_ms = self.now_ns / std.time.ns_per_ms;
         for (events) |event| self.on_event(event);
         self.resume_accepting();
         self.expire();
@@ -264,6 +273,9 @@ pub const Poller = struct {
     /// All that was ahead of the client has left, and the producer waits for an event of its own.
     fn begin_suspension(self: *Poller, connection: *Connection, suspension: *Suspension) void {
         connection.state = .suspended;
+        self.server.suspended.add(1);
+        const exchange = connection.exchange.?;
+        exchange.record.timing.pass(.write, sys.monotonic_ns());
         if (suspension.is_resumed() or suspension.deadline_ms <= self.now_ms) {
             return self.resume_parked(connection);
         }
@@ -274,7 +286,10 @@ pub const Poller = struct {
             if (sys.wait_ready(fd, suspension.what, 0)) return self.end_watch(connection);
             self.reactor.watch(fd, token, suspension.what) catch return self.end_watch(connection);
         }
-        self.server.pool.compact(connection.exchange.?);
+        // Nobody may look at the head while it moves.
+        self.server.sending.remove(exchange);
+        self.server.pool.compact(exchange);
+        self.server.sending.add(connection, .app);
         connection.deadline_ms = suspension.deadline_ms;
         if (suspension.deadline_ms != suspension_module.never_ms) {
             self.deadlines.ensure(connection.index, connection.deadline_ms);
@@ -421,6 +436,7 @@ pub const Poller = struct {
             patience_ms = self.server.options.head_timeout_ms;
         }
         self.set_deadline(connection, patience_ms);
+        self.lane.shard.accepted.add(1);
         self.reactor.register(accepted.fd, connection.token()) catch {
             self.mark_closing(connection);
         };
@@ -499,6 +515,7 @@ pub const Poller = struct {
             const count = self.receive(connection, exchange.bytes[exchange.received..]) orelse
                 return;
             exchange.received += @intCast(count);
+            if (count > 0 and !exchange.record.is_open()) self.begin_record(exchange, self.now_ns);
             if (count > 0 and self.parse(connection, exchange)) return;
             if (!connection.unread) break;
             if (exchange.received == exchange.bytes.len) {
@@ -508,14 +525,26 @@ pub const Poller = struct {
             }
         }
         if (exchange.is_blank()) {
-            self.server.pool.release(exchange);
-            connection.exchange = null;
+            self.release_blank(connection, exchange);
             if (connection.hangup) self.mark_closing(connection);
         } else if (connection.hangup) {
             self.mark_closing(connection); // the rest of the head will never come
         } else if (fresh) {
             self.set_deadline(connection, self.server.options.head_timeout_ms);
         }
+    }
+
+    /// A request begins: its first byte is here.
+    fn begin_record(self: *Poller, exchange: *Exchange, now_ns: u64) void {
+        self.request_count += 1;
+        exchange.record.begin(now_ns, self.request_count);
+    }
+
+    /// No request was in progress: at the most an empty line came.
+    fn release_blank(self: *Poller, connection: *Connection, exchange: *Exchange) void {
+        exchange.record.number = 0;
+        self.server.pool.release(exchange);
+        connection.exchange = null;
     }
 
     /// Bytes received: 0 when there are none now; null when the connection was marked for closing
@@ -537,6 +566,7 @@ pub const Poller = struct {
             self.mark_closing(connection);
             return null;
         }
+        self.lane.shard.bytes_received.add(count);
         // A stream socket that gave less than it was asked for is empty (epoll(7)); its end, if it
         // comes or came, is an event of its own.
         connection.unread = count == buffer.len or connection.hangup;
@@ -551,6 +581,7 @@ pub const Poller = struct {
             return true;
         };
         if (!complete) return false;
+        if (connection.is_trusted()) exchange.believe(sys.realtime_ms());
         if (exchange.head.target_form == .authority_form) {
             // CONNECT: there is no tunnel here, and a 2xx from an application would promise one.
             self.refuse(connection, 501, "connect");
@@ -580,6 +611,7 @@ pub const Poller = struct {
             if (sent != body_module.continue_head.len) return self.mark_closing(connection);
         }
         connection.state = .reading_body;
+        exchange.record.timing.pass(.head, self.now_ns);
         body.take_buffered(exchange, server.gpa, self.scratch, &server.body_limits) catch |err| {
             return self.refuse_body(connection, err);
         };
@@ -637,21 +669,32 @@ pub const Poller = struct {
     fn make_ready(self: *Poller, connection: *Connection, exchange: *Exchange) void {
         connection.state = .queued;
         connection.route = predictor.route_of(exchange.head.path.of(exchange.bytes));
+        self.give_turn(connection);
+        self.complete[self.complete_count] = connection;
+        self.complete_count += 1;
+        if (self.complete_count == self.complete.len) self.submit();
+    }
+
+    /// From here the connection is the workers'.
+    fn give_turn(self: *Poller, connection: *Connection) void {
         // A worker may set any deadline from its own time on, without telling the heap.
         const options = &self.server.options;
         const soonest = @min(options.keep_alive_timeout_ms, options.write_timeout_ms);
         self.deadlines.ensure(connection.index, self.now_ms + soonest);
         connection.turn.store(Turn.worker, .release);
-        self.complete[self.complete_count] = connection;
-        self.complete_count += 1;
-        if (self.complete_count == self.complete.len) self.submit();
     }
 
     fn submit(self: *Poller) void {
         if (self.complete_count == 0) return;
         const batch = self.complete[0..self.complete_count];
         self.complete_count = 0;
-        const taken = self.server.scheduler.submit(batch);
+        const now_ns = sys.monotonic_ns();
+        for (batch) |connection| {
+            const exchange = connection.exchange.?;
+            const reads_body = exchange.body.mode == .gathered;
+            exchange.record.timing.pass(if (reads_body) .body else .head, now_ns);
+        }
+        const taken = self.server.scheduler.submit(batch, now_ns);
         for (batch[taken..]) |connection| self.shed(connection, "queue_full");
     }
 
@@ -670,10 +713,35 @@ pub const Poller = struct {
     }
 
     fn refuse_with(self: *Poller, connection: *Connection, refusal: refusal_module.Refusal) void {
-        self.server.refuse(connection, refusal, &self.date);
+        if (connection.exchange) |exchange| {
+            const phase = phase_of(connection.state);
+            exchange.record.timing.pass(phase, sys.monotonic_ns());
+        }
+        self.server.refuse(connection, refusal, &self.date, &self.lane);
         if (connection.state == .closing) return self.mark_closing(connection);
         self.set_deadline(connection, self.server.options.write_timeout_ms);
         self.flush(connection);
+    }
+
+    /// The phase that a request is in before it has an answer.
+    fn phase_of(state: connection_module.State) Phase {
+        return switch (state) {
+            .reading_body => .body,
+            .queued => .queue,
+            .suspended => .app,
+            .reading_proxy_header, .reading_head => .head,
+            .free, .running, .writing, .lingering, .closing => .head,
+        };
+    }
+
+    /// The answer has left, or is given up.
+    fn finish(self: *Poller, connection: *Connection) void {
+        const exchange = connection.exchange orelse return;
+        const record = &exchange.record;
+        if (record.is_open() and record.status != 0) {
+            record.timing.pass(.write, sys.monotonic_ns());
+        }
+        observer.finish(self.server, &self.lane, connection);
     }
 
     /// Sends what is left of the response, then does what comes after it.
@@ -690,9 +758,12 @@ pub const Poller = struct {
                     },
                 };
                 output.discard(self.server.gpa, count);
+                exchange.record.bytes_sent += count;
+                self.lane.shard.bytes_sent.add(count);
                 self.set_deadline(connection, self.server.options.write_timeout_ms);
             }
         }
+        if (connection.after != .proceed) self.finish(connection);
         switch (connection.after) {
             .keep => self.next_request(connection),
             .close => self.linger(connection),
@@ -706,10 +777,16 @@ pub const Poller = struct {
 
     /// The client took all that was ahead of it: the producer goes on.
     fn resume_parked(self: *Poller, connection: *Connection) void {
-        self.end_suspension(connection, connection.exchange.?);
+        const exchange = connection.exchange.?;
+        if (connection.state == .suspended) {
+            self.server.suspended.take_one();
+            // It was the application that it waited for.
+            exchange.record.timing.pass(.app, sys.monotonic_ns());
+        }
+        self.end_suspension(connection, exchange);
         self.has_resumed = true;
         connection.state = .queued;
-        connection.turn.store(Turn.worker, .release);
+        self.give_turn(connection);
         self.server.scheduler.submit_begun(connection);
     }
 
@@ -717,10 +794,11 @@ pub const Poller = struct {
         connection.state = .reading_head;
         const exchange = connection.exchange.?;
         exchange.begin_next(self.server.gpa);
+        // It may have come long ago: what it waited for is the answer before it.
+        if (exchange.received > 0) self.begin_record(exchange, sys.monotonic_ns());
         if (exchange.received > 0 and self.parse(connection, exchange)) return;
         if (exchange.is_blank()) {
-            self.server.pool.release(exchange);
-            connection.exchange = null;
+            self.release_blank(connection, exchange);
             self.set_deadline(connection, self.server.options.keep_alive_timeout_ms);
         } else {
             self.set_deadline(connection, self.server.options.head_timeout_ms);
@@ -735,6 +813,7 @@ pub const Poller = struct {
         if (connection.hangup and !connection.unread) return self.mark_closing(connection);
         sys.shutdown_send(connection.fd);
         connection.state = .lingering;
+        self.server.lingering.add(1);
         if (connection.exchange) |exchange| {
             self.server.pool.release(exchange);
             connection.exchange = null;
@@ -758,11 +837,28 @@ pub const Poller = struct {
         if (connection.exchange) |exchange| if (exchange.continuation != null) {
             // The producer has to hear of it first; the connection comes back when it has.
             connection.abandoned = true;
+            if (exchange.record.timed_out == null) exchange.record.client_gone = true;
             return self.resume_parked(connection);
         };
+        self.give_up(connection);
+        if (connection.state == .lingering) self.server.lingering.take_one();
         connection.state = .closing;
         connection.next_handed_back = self.closing;
         self.closing = connection;
+    }
+
+    /// Closes the record of a request whose client will not get the whole answer.
+    fn give_up(self: *Poller, connection: *Connection) void {
+        const exchange = connection.exchange orelse return;
+        const record = &exchange.record;
+        // A worker that wants it closed has said why.
+        if (record.is_open() and connection.state != .closing) {
+            if (record.status == 0) {
+                record.timing.pass(phase_of(connection.state), sys.monotonic_ns());
+            }
+            if (record.timed_out == null) record.client_gone = true;
+        }
+        self.finish(connection);
     }
 
     fn close_marked(self: *Poller) void {
@@ -823,7 +919,11 @@ pub const Poller = struct {
             } else {
                 self.resume_parked(connection);
             },
-            .writing, .lingering => self.mark_closing(connection),
+            .writing => {
+                if (connection.exchange) |exchange| exchange.record.timed_out = .write;
+                self.mark_closing(connection);
+            },
+            .lingering => self.mark_closing(connection),
             .free, .queued, .running, .closing => {},
         }
     }

@@ -7,7 +7,7 @@ const std = @import("std");
 const date_module = @import("date.zig");
 
 /// Enough for any answer that `write` makes.
-pub const bytes_max = 512;
+pub const bytes_max = 768;
 
 pub const Refusal = struct {
     status: u16,
@@ -17,6 +17,8 @@ pub const Refusal = struct {
     retry_after: u32 = 0,
     /// The request was a HEAD: no body (RFC 9110 9.3.2).
     without_body: bool = false,
+    /// For X-Request-Id; empty for none.
+    request_id: []const u8 = "",
 };
 
 pub fn phrase_of(status: u16) []const u8 {
@@ -54,14 +56,18 @@ pub fn write(
         "Retry-After: {d}\r\n",
         .{refusal.retry_after},
     ) catch "";
+    const has_id = refusal.request_id.len > 0;
     return std.fmt.bufPrint(buffer, "HTTP/1.1 {d} {s}\r\nDate: {s}\r\nServer: serve-zig\r\n" ++
         "Content-Type: text/plain; charset=utf-8\r\nContent-Length: {d}\r\n{s}" ++
-        "Connection: close\r\n\r\n{s}", .{
+        "{s}{s}{s}Connection: close\r\n\r\n{s}", .{
         refusal.status,
         phrase,
         date,
         body.len,
         retry,
+        if (has_id) "X-Request-Id: " else "",
+        refusal.request_id,
+        if (has_id) "\r\n" else "",
         if (refusal.without_body) "" else body,
     }) catch "HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
 }
@@ -76,6 +82,20 @@ test "a refusal has a length, a date and closes" {
         "Content-Type: text/plain; charset=utf-8\r\nContent-Length: 25\r\n" ++
         "Connection: close\r\n\r\n400 Bad Request: bare_lf\n", //
         write(&buffer, .{ .status = 400, .reason = "bare_lf" }, &date));
+}
+
+test "a refusal names the request, with the longest id that there is" {
+    var buffer: [bytes_max]u8 = undefined;
+    const date = date_module.format(784111777);
+    const id = "x" ** @import("request_id.zig").given_bytes_max;
+    const text = write(&buffer, .{
+        .status = 431,
+        .reason = "unsupported_transfer_coding",
+        .retry_after = 1,
+        .request_id = id,
+    }, &date);
+    try testing.expect(std.mem.indexOf(u8, text, "\r\nX-Request-Id: " ++ id ++ "\r\n") != null);
+    try testing.expect(std.mem.startsWith(u8, text, "HTTP/1.1 431 "));
 }
 
 test "an overloaded server says when to come back, and HEAD gets no body" {

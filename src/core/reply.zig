@@ -13,6 +13,10 @@ const date_module = @import("date.zig");
 const response_head = @import("response_head.zig");
 const body_module = @import("body.zig");
 const Connection = @import("connection.zig").Connection;
+const access_log = @import("access_log.zig");
+const log_text = @import("log_text.zig");
+const Counter = @import("metrics.zig").Counter;
+const Phase = @import("timing.zig").Phase;
 const exchange_module = @import("exchange.zig");
 const Exchange = exchange_module.Exchange;
 const Output = exchange_module.Output;
@@ -24,6 +28,8 @@ pub const Limits = struct {
     memory_bytes_max: usize,
     /// Without progress.
     timeout_ms: u64,
+    /// Whether the head says where the time went (W3C Server Timing).
+    server_timing: bool = false,
 };
 
 pub const WriteError = error{
@@ -82,6 +88,10 @@ pub const Progress = struct {
     body_bytes: u64 = 0,
 };
 
+// For replies that nobody watches, in tests.
+var unwatched_bytes: Counter = .{};
+var unwatched_phase: std.atomic.Value(Phase) = .init(.app);
+
 pub const Reply = struct {
     gpa: std.mem.Allocator,
     head: ResponseHead,
@@ -98,6 +108,9 @@ pub const Reply = struct {
     progress: Progress = .{},
     /// Whether the write in progress may wait for the client.
     waits: bool = true,
+    // Where others look; see `watch`.
+    bytes_sent: *Counter = &unwatched_bytes,
+    phase: *std.atomic.Value(Phase) = &unwatched_phase,
     pusher: ?Pusher = null,
     /// Whether the piece in progress may wait in the kernel for the next one.
     holds: bool = false,
@@ -120,6 +133,12 @@ pub const Reply = struct {
             .interlude = interlude,
             .draining = draining,
         };
+    }
+
+    /// From here on tells there what it has sent and when it waits for the client.
+    pub fn watch(self: *Reply, bytes_sent: *Counter, phase: *std.atomic.Value(Phase)) void {
+        self.bytes_sent = bytes_sent;
+        self.phase = phase;
     }
 
     pub fn deinit(self: *Reply) void {
@@ -247,7 +266,9 @@ pub const Reply = struct {
     /// Sends what was put into `interim`.
     pub fn send_early_hints(self: *Reply) WriteError!void {
         self.waits = true;
-        return self.send(&.{try self.interim.finish_early_hints()});
+        const head = try self.interim.finish_early_hints();
+        self.exchange.record.head_bytes_sent += head.len;
+        return self.send(&.{head});
     }
 
     /// Ends the response. Afterwards `must_close` says whether the connection can go on.
@@ -302,18 +323,31 @@ pub const Reply = struct {
         self.exchange.body.continue_due = false;
         // Decided here and not when the request came: the client must not use what is about to go.
         if (self.draining.load(.acquire)) self.progress.must_close = true;
+        try self.head.add_request_id(self.exchange.request_id());
+        if (self.limits.server_timing) try self.add_server_timing();
         const head = try self.head.finish(
             self.progress.framing,
             self.persistence(),
             self.date.at(sys.realtime_seconds()),
         );
         self.progress.head_sent = true;
+        self.exchange.record.status = self.head.status;
+        self.exchange.record.head_bytes_sent += head.len;
         if (self.progress.framing == .none) return self.send(&.{head});
         const has_length = self.progress.framing == .content_length;
         const too_long = has_length and first.len > self.progress.remaining;
         const piece = if (too_long) first[0..@intCast(self.progress.remaining)] else first;
         if (too_long) self.cut();
         return self.send_first(head, piece);
+    }
+
+    fn add_server_timing(self: *Reply) WriteError!void {
+        const timing = &self.exchange.record.timing;
+        timing.pass(.app, sys.monotonic_ns());
+        var storage: [access_log.server_timing_bytes_max]u8 = undefined;
+        var line: log_text.Line = .{ .buffer = &storage };
+        access_log.put_server_timing(&line, timing);
+        return self.head.add("Server-Timing", line.written());
     }
 
     fn persistence(self: *const Reply) response_head.Persistence {
@@ -404,11 +438,16 @@ pub const Reply = struct {
     }
 
     fn send_once(self: *Reply, pieces: []const sys.Iovec) sys.WriteError!usize {
-        if (self.holds) return self.send_held(pieces);
-        if (pieces.len == 1) {
-            return sys.send(self.connection.fd, pieces[0].base[0..pieces[0].len]);
-        }
-        return sys.send_vector(self.connection.fd, pieces);
+        const fd = self.connection.fd;
+        const count = if (self.holds)
+            try self.send_held(pieces)
+        else if (pieces.len == 1)
+            try sys.send(fd, pieces[0].base[0..pieces[0].len])
+        else
+            try sys.send_vector(fd, pieces);
+        self.exchange.record.bytes_sent += count;
+        self.bytes_sent.add(count);
+        return count;
     }
 
     fn send_held(self: *Reply, pieces: []const sys.Iovec) sys.WriteError!usize {
@@ -486,13 +525,21 @@ pub const Reply = struct {
 
     fn wait_writable(self: *Reply) WriteError!void {
         const fd = self.connection.fd;
+        const record = &self.exchange.record;
+        record.timing.pass(.app, sys.monotonic_ns());
+        self.phase.store(.write, .release);
         const ready = self.interlude.wait_ready(fd, .writable, self.limits.timeout_ms);
-        if (!ready) return self.fail();
+        self.phase.store(.app, .release);
+        record.timing.pass(.write, sys.monotonic_ns());
+        if (ready) return;
+        record.timed_out = .write;
+        return self.fail();
     }
 
     fn fail(self: *Reply) WriteError {
         self.progress.broken = true;
         self.progress.must_close = true;
+        self.exchange.record.client_gone = true;
         return error.ClientGone;
     }
 

@@ -66,6 +66,7 @@ pub const ResponseHead = struct {
     content_length: ?u64 = null,
     has_date: bool = false,
     has_server: bool = false,
+    has_request_id: bool = false,
 
     pub fn init(gpa: std.mem.Allocator) ResponseHead {
         return .{ .gpa = gpa };
@@ -86,6 +87,7 @@ pub const ResponseHead = struct {
         self.content_length = null;
         self.has_date = false;
         self.has_server = false;
+        self.has_request_id = false;
         if (status.len < 3) return error.BadStatus;
         var code: u16 = 0;
         for (status[0..3]) |byte| {
@@ -150,6 +152,9 @@ pub const ResponseHead = struct {
             10 => if (equals(name, "connection") or equals(name, "keep-alive")) {
                 return error.HopByHopField;
             },
+            12 => if (equals(name, "x-request-id")) {
+                self.has_request_id = true;
+            },
             14 => if (equals(name, "content-length")) {
                 if (self.content_length != null) return error.DuplicateContentLength;
                 self.content_length = try parse_length(value);
@@ -173,6 +178,16 @@ pub const ResponseHead = struct {
             number = number * 10 + (byte - '0');
         }
         return number;
+    }
+
+    /// Adds the id of the request, unless the application has named it itself.
+    pub fn add_request_id(self: *ResponseHead, id: []const u8) Error!void {
+        if (self.has_request_id) return;
+        const name = "X-Request-Id: ";
+        var rest = try self.reserve(name.len + id.len + 2);
+        put(&rest, name);
+        put(&rest, id);
+        put(&rest, "\r\n");
     }
 
     /// Whether this status never has a body (RFC 9110 15.3.5, 15.4.5).
@@ -291,6 +306,18 @@ test "the application's own Date, Server and Content-Length stand" {
     const bytes = try head.finish(.{ .content_length = 7 }, .close, test_date);
     try testing.expectEqualStrings("HTTP/1.1 299 Own Words\r\ndate: then\r\nSERVER: mine\r\n" ++
         "Content-Length: 7\r\nConnection: close\r\n\r\n", bytes);
+}
+
+test "the request's id is there once, the application's own before ours" {
+    var head: ResponseHead = .init(testing.allocator);
+    defer head.deinit();
+    try head.begin("200 OK");
+    try head.add_request_id("abc");
+    try testing.expectEqualStrings("HTTP/1.1 200 OK\r\nX-Request-Id: abc\r\n", head.written());
+    try head.begin("200 OK");
+    try head.add("x-request-ID", "mine");
+    try head.add_request_id("abc");
+    try testing.expectEqualStrings("HTTP/1.1 200 OK\r\nx-request-ID: mine\r\n", head.written());
 }
 
 test "statuses" {

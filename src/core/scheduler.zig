@@ -78,6 +78,10 @@ pub const Worker = struct {
     next_parked: ?*Worker = null,
     /// How long the request waited in the queue.
     queued_ns: u64 = 0,
+    /// When its last wait for the GIL began.
+    attach_ns: u64 = 0,
+    /// The time at the end of what it did last, where somebody has looked at the clock; else 0.
+    ended_ns: u64 = 0,
     /// Requests that only this worker may go on with; `Host.Task`s, oldest first.
     own_first: ?*anyopaque = null,
     own_last: ?*anyopaque = null,
@@ -212,6 +216,7 @@ pub fn Scheduler(comptime Host: type) type {
             self.host.attach(worker);
             worker.attached = true;
             worker.attached_ns = sys.monotonic_ns();
+            worker.ended_ns = worker.attached_ns;
         }
 
         fn detach(self: *Self, worker: *Worker) void {
@@ -219,10 +224,9 @@ pub fn Scheduler(comptime Host: type) type {
             self.host.detach(worker);
         }
 
-        /// Queues what the poller has read. Returns how many were taken; the others find the queue
-        /// full. The poller only.
-        pub fn submit(self: *Self, tasks: []const *Task) usize {
-            const now_ns = sys.monotonic_ns();
+        /// Queues what the poller has read, at the time `now_ns`. Returns how many were taken; the
+        /// others find the queue full. The poller only.
+        pub fn submit(self: *Self, tasks: []const *Task, now_ns: u64) usize {
             self.mutex.lock();
             defer self.mutex.unlock();
             const free_threads = self.options.threads -| self.running;
@@ -315,6 +319,30 @@ pub fn Scheduler(comptime Host: type) type {
             return first.since_ns / std.time.ns_per_ms +| self.options.queue_timeout_ms;
         }
 
+        /// How many workers are in each phase, those that have not begun to work left out.
+        pub fn count_phases(self: *Self) std.EnumArray(Phase, u32) {
+            self.mutex.lock();
+            defer self.mutex.unlock();
+            var found: std.EnumArray(Phase, u32) = .initFill(0);
+            for (self.workers[0..self.worker_total]) |worker| found.getPtr(worker.phase).* += 1;
+            return found;
+        }
+
+        /// Calls `see(context, task)` for each request in the queue, oldest first, until it says
+        /// no. None of them changes meanwhile.
+        pub fn look_at_queue(
+            self: *Self,
+            context: anytype,
+            comptime see: fn (@TypeOf(context), *Task) bool,
+        ) void {
+            self.mutex.lock();
+            defer self.mutex.unlock();
+            for (0..self.ready_count) |index| {
+                const entry = self.ready[(self.ready_head + index) % self.ready.len];
+                if (!see(context, entry.task)) return;
+            }
+        }
+
         pub fn counts(self: *Self) Counts {
             self.mutex.lock();
             defer self.mutex.unlock();
@@ -342,7 +370,8 @@ pub fn Scheduler(comptime Host: type) type {
 
         /// Ends the step that the worker did and chooses the next; parks in between if it must.
         fn next(self: *Self, worker: *Worker) Step {
-            const now_ns = sys.monotonic_ns();
+            var now_ns = if (worker.ended_ns != 0) worker.ended_ns else sys.monotonic_ns();
+            worker.ended_ns = 0;
             self.mutex.lock();
             self.end_step(worker, now_ns);
             if (self.own_count > 0) self.wake_an_owner(worker);
@@ -350,6 +379,7 @@ pub fn Scheduler(comptime Host: type) type {
                 const is_reserved = worker.bound > 0 and worker.own_first == null;
                 if (is_reserved and self.parked_unbound() != null) {
                     self.stand_aside(worker);
+                    now_ns = sys.monotonic_ns();
                     continue;
                 }
                 if (self.holder == null) self.holder = worker;
@@ -361,10 +391,10 @@ pub fn Scheduler(comptime Host: type) type {
                 if (self.running < self.options.threads) {
                     if (self.takes_own(worker)) {
                         if (worker.attached) return self.begin_own(worker, now_ns);
-                        if (self.attaching == 0) return self.begin_attach(worker);
+                        if (self.attaching == 0) return self.begin_attach(worker, now_ns);
                     } else if (self.has_waiting() and self.may_begin()) {
                         if (worker.attached) return self.begin_call(worker, now_ns);
-                        if (self.attaching == 0) return self.begin_attach(worker);
+                        if (self.attaching == 0) return self.begin_attach(worker, now_ns);
                     }
                 }
                 if (worker.attached) {
@@ -373,6 +403,7 @@ pub fn Scheduler(comptime Host: type) type {
                     return self.begin_poll(worker, true);
                 } else {
                     self.park(worker, null);
+                    now_ns = sys.monotonic_ns();
                 }
             }
             if (self.holder == worker) self.holder = null;
@@ -386,11 +417,11 @@ pub fn Scheduler(comptime Host: type) type {
         }
 
         /// Whether the worker goes on with a request of its own list. New ones take turns with
-        /// those, unless another worker is there for them.
+        /// those, unless another worker is there for them, or it is not their turn.
         fn takes_own(self: *const Self, worker: *const Worker) bool {
             if (worker.own_first == null) return false;
             if (!worker.took_own or !self.has_waiting()) return true;
-            return self.parked_unbound() != null;
+            return self.parked_unbound() != null or !self.may_begin();
         }
 
         /// Whether a request that any worker may take can begin. One call is kept for those that
@@ -531,8 +562,9 @@ pub fn Scheduler(comptime Host: type) type {
             if (holder.phase == .polling and holder.own_first != null) self.host.wake_poller();
         }
 
-        fn begin_attach(self: *Self, worker: *Worker) Step {
+        fn begin_attach(self: *Self, worker: *Worker, now_ns: u64) Step {
             worker.phase = .attaching;
+            worker.attach_ns = now_ns;
             self.attaching += 1;
             self.unlock_watched();
             return .attach;
@@ -670,4 +702,39 @@ pub fn Scheduler(comptime Host: type) type {
             return true;
         }
     };
+}
+
+const testing = std.testing;
+
+/// Enough of a host to look at the rules.
+const NoHost = struct {
+    pub const Task = struct { route: u16 = 0, worker: ?*Worker = null, next_own: ?*Task = null };
+};
+
+test "a worker whose turn is not for its own requests may begin another" {
+    var host: NoHost = .{};
+    for (1..4) |threads| {
+        for (0..threads) |running| for ([_]bool{ false, true }) |took_own| {
+            for ([_]bool{ false, true }) |last_was_begun| {
+                const options: Options = .{
+                    .threads = @intCast(threads),
+                    .queue = 1,
+                    .queue_timeout_ms = 1000,
+                };
+                var scheduler = try Scheduler(NoHost).init(testing.allocator, options, &host);
+                defer scheduler.deinit(testing.allocator);
+                var tasks: [2]NoHost.Task = .{ .{}, .{} };
+                var worker: Worker = .{ .index = 0, .took_own = took_own, .bound = 1 };
+                scheduler.workers[0] = &worker;
+                scheduler.worker_total = 1;
+                scheduler.running = @intCast(running);
+                scheduler.last_was_begun = last_was_begun;
+                tasks[0].worker = &worker;
+                scheduler.submit_begun(&tasks[0]);
+                try testing.expectEqual(1, scheduler.submit(&.{&tasks[1]}, sys.monotonic_ns()));
+                // Else it would park, and nobody would ever wake it to any end.
+                try testing.expect(scheduler.takes_own(&worker) or scheduler.may_begin());
+            }
+        };
+    }
 }

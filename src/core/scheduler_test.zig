@@ -73,7 +73,7 @@ const FakeHost = struct {
 
     fn submit(self: *FakeHost, task: *FakeTask) void {
         if (task.has_begun) return self.scheduler.submit_begun(task);
-        if (self.scheduler.submit(&.{task}) == 0) self.count_shed(task);
+        if (self.scheduler.submit(&.{task}, @import("sys.zig").monotonic_ns()) == 0) self.count_shed(task);
     }
 
     pub fn on_tick(_: *FakeHost) bool {

@@ -7,6 +7,7 @@
 //! without Python.
 
 const std = @import("std");
+const builtin = @import("builtin");
 const sys = @import("sys.zig");
 const date_module = @import("date.zig");
 const refusal_module = @import("refusal.zig");
@@ -15,6 +16,15 @@ const request_head = @import("request_head.zig");
 const scheduler_module = @import("scheduler.zig");
 const reply_module = @import("reply.zig");
 const exchange_module = @import("exchange.zig");
+const pages = @import("pages.zig");
+const access_log = @import("access_log.zig");
+const log_text = @import("log_text.zig");
+const log_writer = @import("log_writer.zig");
+const in_flight = @import("in_flight.zig");
+const metrics_module = @import("metrics.zig");
+const observer = @import("observer.zig");
+const reasons = @import("reasons.zig");
+const request_ids = @import("request_id.zig");
 const connection_module = @import("connection.zig");
 const proxies_module = @import("proxies.zig");
 const notices_module = @import("notices.zig");
@@ -24,6 +34,7 @@ const Connection = connection_module.Connection;
 const Exchange = exchange_module.Exchange;
 const Reply = reply_module.Reply;
 const Turn = connection_module.Turn;
+const Phase = @import("timing.zig").Phase;
 pub const Worker = scheduler_module.Worker;
 
 /// Every setting of the core; times in milliseconds, sizes in bytes. The names are those of the
@@ -51,6 +62,20 @@ pub const Options = struct {
     proxy_trusted: []const u8 = "",
     proxy_headers: []const u8 = "x-forwarded",
     proxy_protocol: bool = false,
+    /// For the metrics.
+    python_version: []const u8 = "",
+    /// "stdout", "stderr" or a path; empty for none.
+    access_log: []const u8 = "",
+    /// Paths that are not in it when answered below 400, one a line.
+    access_exclude: []const u8 = "",
+    /// Lines are JSON, else text.
+    log_json: bool = false,
+    /// 0 for errors alone, 1 with warnings, 2 with all.
+    log_level: u8 = 0,
+    /// Requests that take longer are logged with their phases; 0 for none.
+    slow_request_ms: u64 = 0,
+    /// Answers have a Server-Timing field.
+    server_timing: bool = false,
 
     pub fn head_limits(self: *const Options) request_head.Limits {
         return .{
@@ -73,7 +98,29 @@ pub const Options = struct {
         return .{
             .memory_bytes_max = @intCast(self.response_memory_bytes),
             .timeout_ms = self.write_timeout_ms,
+            .server_timing = self.server_timing,
         };
+    }
+
+    fn log_options(self: *const Options) log_writer.Options {
+        return .{ .access = self.access_log, .quoting = self.quoting() };
+    }
+
+    fn rules(self: *const Options) observer.Rules {
+        return .{
+            .access = self.access_log.len > 0,
+            .quoting = self.quoting(),
+            .level = @enumFromInt(@min(self.log_level, @intFromEnum(log_text.Level.info))),
+            .excluded_paths = self.access_exclude,
+            .slow_ns = if (self.slow_request_ms == 0)
+                std.math.maxInt(u64)
+            else
+                self.slow_request_ms *| std.time.ns_per_ms,
+        };
+    }
+
+    fn quoting(self: *const Options) log_text.Quoting {
+        return if (self.log_json) .json else .text;
     }
 };
 
@@ -89,20 +136,44 @@ pub const Application = struct {
 /// A worker and what it keeps from request to request. One for each thread; its own thread only.
 pub const Crew = struct {
     worker: Worker,
+    has_begun: std.atomic.Value(bool) = .init(false),
     server: *Server,
     reply: Reply,
-    /// The request being answered.
+    lane: observer.Lane,
+    /// The request being answered, for other threads.
+    current: in_flight.Current = .{},
+    /// The same for this thread.
     connection: *Connection = undefined,
     exchange: *Exchange = undefined,
     /// What the thread must show to get the GIL back; while it is detached.
     thread_state: ?*anyopaque = null,
+
+    /// Whoever waits for the client calls these, with the GIL.
+    fn begin_wait(self: *Crew, phase: Phase) void {
+        self.exchange.record.timing.pass(.app, sys.monotonic_ns());
+        self.current.phase.store(phase, .release);
+    }
+
+    fn end_wait(self: *Crew, phase: Phase) void {
+        self.exchange.record.timing.pass(phase, sys.monotonic_ns());
+        self.current.phase.store(.app, .release);
+    }
 
     pub fn read_body(self: *Crew, destination: []u8) body_module.ReadError!usize {
         const exchange = self.exchange;
         const limits = &self.server.body_limits;
         const fd = self.connection.fd;
         const interlude = self.server.application.interlude;
-        return exchange.body.read(exchange, fd, destination, limits, interlude);
+        if (exchange.body.mode != .streamed) {
+            return exchange.body.read(exchange, fd, destination, limits, interlude);
+        }
+        self.begin_wait(.body);
+        defer self.end_wait(.body);
+        return exchange.body.read(exchange, fd, destination, limits, interlude) catch |err| {
+            if (err == error.TimedOut) exchange.record.timed_out = .body;
+            if (err == error.ClientGone) exchange.record.client_gone = true;
+            return err;
+        };
     }
 };
 
@@ -122,7 +193,7 @@ pub const Counts = struct {
 /// How long in the queue makes a half-closed connection look abandoned.
 const patience_ns = std.time.ns_per_s;
 
-pub const InitError = error{ OutOfMemory, Unexpected } || proxies_module.InitError;
+pub const InitError = error{ OutOfMemory, CannotOpen, Unexpected } || proxies_module.InitError;
 
 pub const Server = struct {
     pub const Task = Connection;
@@ -155,6 +226,18 @@ pub const Server = struct {
     outcome: std.atomic.Value(Outcome) = .init(.serving),
     /// Its reading end becomes readable with the outcome, and with a notice.
     outcome_pipe: [2]sys.Fd,
+    metrics: metrics_module.Metrics,
+    log: log_writer.LogWriter,
+    rules: observer.Rules,
+    /// Room for a line, for the poller and each worker.
+    lines: []u8,
+    /// Answers that clients have not taken yet.
+    sending: in_flight.Sending = .{},
+    /// Clients that were refused and have not gone yet; the poller writes.
+    lingering: metrics_module.Counter = .{},
+    /// Responses that wait for an event of the application; the poller writes.
+    suspended: metrics_module.Counter = .{},
+    start_time_seconds: u64,
     requests: std.atomic.Value(u64) = .init(0),
     /// Requests never begun, since their clients had gone.
     dropped: std.atomic.Value(u64) = .init(0),
@@ -184,6 +267,10 @@ pub const Server = struct {
             options.proxy_protocol,
         );
         errdefer proxies.deinit(gpa);
+        var metrics = try metrics_module.Metrics.init(crews.len);
+        errdefer metrics.deinit();
+        const lines = try pages.alloc(u8, (crews.len + 1) * access_log.line_bytes_max);
+        errdefer pages.free(lines);
         const outcome_pipe = try sys.socket_pair();
         errdefer for (outcome_pipe) |fd| sys.close(fd);
         self.* = .{
@@ -193,13 +280,24 @@ pub const Server = struct {
             .streams = .{ .max = options.threads / 2 },
             .application = application,
             .scheduler = scheduler,
-            .pool = .{ .gpa = gpa, .field_lines_max = options.fields },
             .proxies = proxies,
+            .pool = .{
+                .gpa = gpa,
+                .field_lines_max = options.fields,
+                .id_prefix = request_ids.random_prefix(),
+            },
             .poller = undefined,
             .crews = crews,
             .outcome_pipe = outcome_pipe,
+            .metrics = metrics,
+            .log = undefined,
+            .rules = options.rules(),
+            .lines = lines,
+            .start_time_seconds = sys.realtime_seconds(),
         };
         self.body_limits.streams = &self.streams;
+        try self.log.init(gpa, options.log_options());
+        errdefer self.log.deinit();
         self.poller = try Poller.init(self, listeners);
         errdefer self.poller.deinit();
         for (crews, 0..) |*crew, index| {
@@ -207,6 +305,10 @@ pub const Server = struct {
                 .worker = .{ .index = @intCast(index) },
                 .server = self,
                 .reply = undefined,
+                .lane = .{
+                    .shard = metrics.worker_shard(index),
+                    .line = self.line_of(index + 1),
+                },
             };
             crew.reply = .init(
                 gpa,
@@ -214,10 +316,18 @@ pub const Server = struct {
                 application.interlude,
                 &self.draining,
             );
+            crew.reply.watch(&crew.lane.shard.bytes_sent, &crew.current.phase);
             crew.reply.pusher = .{ .context = self, .wake = wake_pusher };
         }
+        self.log.start() catch return error.Unexpected;
         self.scheduler.start() catch return error.Unexpected;
         return self;
+    }
+
+    /// The room for a log line of the poller (0) or of the worker before this number.
+    pub fn line_of(self: *const Server, number: usize) []u8 {
+        const size = access_log.line_bytes_max;
+        return self.lines[number * size ..][0..size];
     }
 
     /// After every worker has returned.
@@ -233,6 +343,9 @@ pub const Server = struct {
         for (self.crews) |*crew| crew.reply.deinit();
         gpa.free(self.crews);
         for (self.outcome_pipe) |fd| sys.close(fd);
+        self.log.deinit();
+        self.metrics.deinit();
+        pages.free(self.lines);
         gpa.destroy(self);
     }
 
@@ -240,12 +353,13 @@ pub const Server = struct {
         return self.scheduler.worker_count();
     }
 
-    /// The life of a worker thread, which has the GIL before and after. Returns at once when all
-    /// workers that there may be have begun.
-    pub fn run_worker(self: *Server) void {
-        const index = self.crews_begun.fetchAdd(1, .monotonic);
-        if (index >= self.crews.len) return;
-        self.scheduler.work(&self.crews[index].worker);
+    /// The life of the worker thread of this number, which has the GIL before and after. Each number
+    /// once.
+    pub fn run_worker(self: *Server, number: u32) void {
+        if (number >= self.crews.len) return;
+        if (self.crews[number].has_begun.swap(true, .monotonic)) return;
+        _ = self.crews_begun.fetchAdd(1, .monotonic);
+        self.scheduler.work(&self.crews[number].worker);
     }
 
     /// Accepts no more, answers what came and stops. Any thread; once is enough.
@@ -290,6 +404,83 @@ pub const Server = struct {
             .steals = scheduled.steals,
         };
     }
+
+    // ---- For who looks at the server -----------------------------------------------------------
+
+    /// What is so now, for the metrics. Any thread.
+    pub fn gauges(self: *Server) metrics_module.Gauges {
+        const scheduled = self.scheduler.counts();
+        const phases = self.scheduler.count_phases();
+        const sending = self.sending.size();
+        const in_use = self.pool.count_in_use();
+        const total = self.connection_count.load(.monotonic);
+        const lingering = self.lingering.get();
+        const suspended = self.suspended.get();
+        const busy = scheduled.running + scheduled.ready;
+        var found: metrics_module.Gauges = .{
+            .queue_depth = scheduled.ready,
+            .requests_in_flight = busy + sending,
+            .threads_limit = self.options.threads,
+            .queue_limit = self.options.queue,
+            .connections_limit = self.options.connections,
+            .saturation = @as(f64, @floatFromInt(busy)) /
+                @as(f64, @floatFromInt(self.options.threads)),
+            .draining = self.draining.load(.acquire),
+            .log_lines_dropped = self.log.dropped.load(.monotonic),
+            .start_time_seconds = self.start_time_seconds,
+            .version = @import("build_options").version,
+            .python = self.options.python_version,
+            .zig = builtin.zig_version_string,
+        };
+        // The parts are counted one after the other, while they change.
+        found.connections = .init(.{
+            .idle = total -| in_use -| lingering,
+            .reading = in_use -| busy -| sending,
+            .queued = scheduled.ready,
+            .running = scheduled.running,
+            .writing = sending -| suspended,
+            .suspended = suspended,
+            .lingering = lingering,
+        });
+        found.threads = .init(.{
+            .idle = phases.get(.parked) + phases.get(.between),
+            .polling = phases.get(.polling),
+            .attaching = phases.get(.attaching),
+            .running = phases.get(.running),
+        });
+        return found;
+    }
+
+    /// Copies what is known of the requests that run, are queued, or are being sent or parked, as
+    /// far as the buffer goes. Returns how many. Any thread; no worker is stopped.
+    pub fn snapshot_requests(self: *Server, buffer: []in_flight.RequestInfo) usize {
+        const now_ns = sys.monotonic_ns();
+        var count: usize = 0;
+        for (self.crews, 0..) |*crew, index| {
+            if (count == buffer.len) return count;
+            if (!crew.current.read(&buffer[count], now_ns)) continue;
+            buffer[count].thread = @intCast(index);
+            count += 1;
+        }
+        count += self.sending.read(buffer[count..], now_ns);
+        var rest: QueueLook = .{ .buffer = buffer[count..], .now_ns = now_ns };
+        self.scheduler.look_at_queue(&rest, QueueLook.see);
+        return count + rest.count;
+    }
+
+    const QueueLook = struct {
+        buffer: []in_flight.RequestInfo,
+        now_ns: u64,
+        count: usize = 0,
+
+        fn see(self: *QueueLook, connection: *Connection) bool {
+            if (self.count == self.buffer.len) return false;
+            self.buffer[self.count].read(connection, self.now_ns);
+            self.buffer[self.count].phase = .queue;
+            self.count += 1;
+            return true;
+        }
+    };
 
     /// Lets a suspended response go on. Any thread, any time, even after the request has ended.
     pub fn resume_suspended(self: *Server, suspension: *Suspension) void {
@@ -357,32 +548,44 @@ pub const Server = struct {
         crew.connection = connection;
         crew.exchange = exchange;
         connection.active_ns = worker.started_ns;
+        const timing = &exchange.record.timing;
         if (exchange.continuation) |continuation| {
             exchange.continuation = null;
+            timing.pass(.write, worker.started_ns);
+            self.sending.remove(exchange);
+            exchange.record.thread = worker.index;
+            crew.current.set(connection, exchange);
             crew.reply.proceed(connection, exchange);
             self.application.proceed(self.application.context, crew, continuation);
         } else if (self.has_left(worker, connection)) {
+            timing.pass_wait(worker.attach_ns, worker.attached_ns, worker.started_ns);
             _ = self.dropped.fetchAdd(1, .monotonic);
             // In case that only the sending side was closed.
             self.refuse(connection, .{
                 .status = 503,
                 .reason = "client_gone",
                 .retry_after = 1,
-            }, &crew.reply.date);
+            }, &crew.reply.date, &crew.lane);
             return self.hand_back(connection);
         } else {
+            timing.pass_wait(worker.attach_ns, worker.attached_ns, worker.started_ns);
+            exchange.record.thread = worker.index;
+            crew.current.set(connection, exchange);
             connection.requests +|= 1;
             const limit = self.options.requests_per_connection;
             const may_persist = limit == 0 or connection.requests < limit;
             crew.reply.begin(connection, exchange, may_persist);
             self.application.handle(self.application.context, crew);
         }
+        worker.ended_ns = sys.monotonic_ns();
+        timing.pass(.app, worker.ended_ns);
+        crew.current.clear();
         if (exchange.continuation != null) {
             if (connection.worker) |bound| self.scheduler.bind(bound);
             return self.release_parked(connection);
         }
         _ = self.requests.fetchAdd(1, .monotonic);
-        self.release(connection, &crew.reply);
+        self.release(connection, crew);
     }
 
     /// Whether nobody waits for the answer to a request that has not begun. A client that only
@@ -396,11 +599,13 @@ pub const Server = struct {
 
     pub fn shed(self: *Server, worker: *Worker, connection: *Connection) void {
         const crew: *Crew = @fieldParentPtr("worker", worker);
+        const timing = &connection.exchange.?.record.timing;
+        timing.pass_wait(worker.attach_ns, worker.attached_ns, sys.monotonic_ns());
         self.refuse(connection, .{
             .status = 503,
             .reason = "queue_timeout",
             .retry_after = 1,
-        }, &crew.reply.date);
+        }, &crew.reply.date, &crew.lane);
         self.hand_back(connection);
     }
 
@@ -408,9 +613,9 @@ pub const Server = struct {
 
     /// Gives the connection on: to the poller without a word when nothing is left to do, else by
     /// the hand-back list.
-    fn release(self: *Server, connection: *Connection, reply: *Reply) void {
+    fn release(self: *Server, connection: *Connection, crew: *Crew) void {
         const exchange = connection.exchange.?;
-        const progress = &reply.progress;
+        const progress = &crew.reply.progress;
         connection.worker = null;
         // What is pinned goes with the application's object; only a parked response keeps that.
         if (progress.broken or exchange.output.pinned.len > 0) {
@@ -419,7 +624,10 @@ pub const Server = struct {
         }
         const after: connection_module.After = if (progress.must_close) .close else .keep;
         connection.after = after;
-        if (!exchange.output.is_empty()) {
+        const is_sent = exchange.output.is_empty();
+        if (is_sent) observer.finish(self, &crew.lane, connection);
+        if (!is_sent) {
+            self.sending.add(connection, .write);
             connection.state = .writing;
             connection.deadline_ms = sys.monotonic_ms() + self.options.write_timeout_ms;
         } else if (after == .keep and !exchange.has_more() and !connection.unread) {
@@ -438,6 +646,7 @@ pub const Server = struct {
     fn release_parked(self: *Server, connection: *Connection) void {
         connection.state = .writing;
         connection.after = .proceed;
+        self.sending.add(connection, .write);
         // Only the poller can begin a wait that may be shorter than the heap's entry.
         if (connection.exchange.?.suspension != null) return self.hand_back(connection);
         connection.deadline_ms = sys.monotonic_ms() + self.options.write_timeout_ms;
@@ -482,15 +691,22 @@ pub const Server = struct {
         connection: *Connection,
         refusal: refusal_module.Refusal,
         date: *date_module.Date,
+        lane: *observer.Lane,
     ) void {
         var buffer: [refusal_module.bytes_max]u8 = undefined;
         var own = refusal;
-        if (connection.exchange) |exchange| own.without_body = exchange.is_head_request();
+        if (connection.exchange) |exchange| {
+            own.without_body = exchange.is_head_request();
+            own.request_id = exchange.request_id();
+            exchange.record.status = refusal.status;
+            exchange.record.reason = reasons.of(refusal.reason);
+        }
         const text = refusal_module.write(&buffer, own, date.at(sys.realtime_seconds()));
         connection.state = .writing;
         connection.after = .close;
         const exchange = connection.exchange orelse {
             // Without an exchange there is nowhere to keep what the socket does not take now.
+            lane.shard.count_refusal(reasons.of(refusal.reason));
             _ = sys.send(connection.fd, text) catch {};
             return;
         };
@@ -500,11 +716,16 @@ pub const Server = struct {
                 error.WouldBlock => 0,
                 error.OutOfMemory, error.ConnectionGone, error.Unexpected => {
                     connection.state = .closing;
+                    exchange.record.client_gone = true;
                     return;
                 },
             };
         }
+        exchange.record.bytes_sent += sent;
+        lane.shard.bytes_sent.add(sent);
+        exchange.record.head_bytes_sent += std.mem.indexOf(u8, text, "\r\n\r\n").? + 4;
         if (sent == text.len) return;
+        self.sending.add(connection, .write);
         exchange.output.append(self.gpa, text[sent..]) catch {
             connection.state = .closing;
         };

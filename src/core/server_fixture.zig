@@ -13,7 +13,9 @@ const kernel = @import("kernel_fixture.zig");
 const server_module = @import("server.zig");
 const body_module = @import("body.zig");
 const reply_module = @import("reply.zig");
+const ResponseHead = @import("response_head.zig").ResponseHead;
 const Turn = @import("connection.zig").Turn;
+const Suspension = @import("suspension.zig").Suspension;
 const Crew = server_module.Crew;
 const Server = server_module.Server;
 
@@ -64,11 +66,41 @@ const Stream = struct {
     pieces_left: u32,
     piece_bytes: usize,
     pause_ms: u32 = 0,
+    /// After each piece it waits so long for an event of its own; 0: it does not.
+    suspend_ms: u32 = 0,
     length: ?u64 = null,
     offset: u64 = 0,
     piece: []u8 = &.{},
     next: ?*Stream = null,
+    /// Before each piece it waits for an event; the piece says how the wait ended.
+    waits: ?Wait = null,
+    is_suspended: bool = false,
+    head: ?ResponseHead = null,
+
+    fn deinit(self: *Stream) void {
+        gpa.free(self.piece);
+        if (self.head) |*head| head.deinit();
+    }
 };
+
+/// What a suspended response waits for beside its time; 0 milliseconds stand for no time.
+const Wait = struct { timeout_ms: u32, event: Event };
+
+const Event = enum(u32) {
+    /// Nothing: only its time.
+    none,
+    /// `App.wake_one`, on any thread.
+    wake,
+    /// It has come before the response parks.
+    early,
+    /// A descriptor, which `App.wake_one` makes readable.
+    descriptor,
+    /// A descriptor that the test gave.
+    shared,
+};
+
+/// What `App.wake_one` does: a reference of its own, and a descriptor of its own.
+const Waker = struct { suspension: *Suspension, peer: sys.Fd };
 
 const Trouble = reply_module.FinishError || body_module.ReadError || error{Raised};
 
@@ -86,6 +118,12 @@ pub const App = struct {
     /// Parked responses; with the GIL.
     parked: ?*Stream = null,
     parked_count: u32 = 0,
+    /// How suspended responses can be woken, under a lock of their own.
+    wakers: std.ArrayList(Waker) = .empty,
+    wakers_mutex: std.Thread.Mutex = .{},
+    suspensions: std.atomic.Value(u32) = .init(0),
+    /// For responses that wait for a descriptor of the test's.
+    shared: sys.Fd = sys.no_fd,
 
     fn of(context: *anyopaque) *App {
         return @ptrCast(@alignCast(context));
@@ -105,13 +143,31 @@ pub const App = struct {
         const stream: *Stream = @ptrCast(@alignCast(continuation));
         self.unlink(stream);
         defer gpa.destroy(stream);
-        gpa.free(stream.piece);
+        if (stream.head) |head| crew.reply.put_head(head);
+        stream.head = null;
+        stream.deinit();
         stream.piece = &.{};
         if (crew.connection.abandoned) {
             _ = self.abandoned.fetchAdd(1, .monotonic);
             if (!crew.reply.progress.broken) self.fault();
         }
         self.advance(crew, stream.*) catch |err| give_up(crew, err);
+    }
+
+    /// Wakes one suspended response, the oldest or any; false where none is to be woken. Any
+    /// thread.
+    pub fn wake_one(self: *App, server: *Server, number: usize) bool {
+        self.wakers_mutex.lock();
+        const count = self.wakers.items.len;
+        const waker = if (count > 0) self.wakers.orderedRemove(number % count) else null;
+        self.wakers_mutex.unlock();
+        const found = waker orelse return false;
+        if (found.peer != sys.no_fd) {
+            _ = sys.send(found.peer, "x") catch {};
+            sys.close(found.peer);
+        } else server.resume_suspended(found.suspension);
+        found.suspension.release(gpa);
+        return true;
     }
 
     fn check_entry(self: *App) void {
@@ -147,11 +203,11 @@ pub const App = struct {
         var parts = std.mem.splitScalar(u8, path, '/');
         _ = parts.next();
         const name = parts.next() orelse "";
-        var numbers: [3]u32 = @splat(0);
+        var numbers: [4]u32 = @splat(0);
         for (&numbers) |*number| {
             number.* = std.fmt.parseInt(u32, parts.next() orelse break, 10) catch 0;
         }
-        const first, const second, const third = numbers;
+        const first, const second, const third, const fourth = numbers;
         const kind = std.meta.stringToEnum(Kind, name) orelse .missing;
         switch (kind) {
             .small => try answer(crew, "200 OK", "hello"),
@@ -188,10 +244,20 @@ pub const App = struct {
                 .piece_bytes = second,
                 .pause_ms = third,
             }),
+            .@"suspend" => try self.begin_stream(crew, .{
+                .pieces_left = first,
+                .piece_bytes = second,
+                .suspend_ms = third,
+            }),
             .own => {
                 crew.connection.worker = &crew.worker;
                 try self.begin_stream(crew, .{ .pieces_left = first, .piece_bytes = second });
             },
+            .wait => try self.begin_stream(crew, .{
+                .pieces_left = first,
+                .piece_bytes = second,
+                .waits = .{ .timeout_ms = third, .event = @enumFromInt(@min(fourth, 4)) },
+            }),
             .write => try write_pieces(crew, first, second),
             .fail => return error.Raised,
             .broken => {
@@ -225,9 +291,13 @@ pub const App = struct {
         large,
         /// Pieces, bytes of each, milliseconds before each.
         stream,
-        /// The same, to go on with the worker that began it.
+        /// Pieces, bytes of each, milliseconds of parking after each; every other is resumed before.
+        @"suspend",
+        /// As `stream`, to go on with the worker that began it.
         own,
-        /// The same through `write`, which waits for the client.
+        /// Pieces, bytes of each, milliseconds and event to wait for before each.
+        wait,
+        /// As `stream`, through `write`, which waits for the client.
         write,
         fail,
         broken,
@@ -335,19 +405,67 @@ pub const App = struct {
     fn advance(self: *App, crew: *Crew, given: Stream) Trouble!void {
         var now = given;
         while (now.pieces_left > 0) {
+            if (crew.reply.progress.broken) return error.ClientGone;
+            if (now.waits) |wait| if (!now.is_suspended) return self.suspend_it(crew, now, wait);
+            now.is_suspended = false;
             if (now.pause_ms > 0) pause(now.pause_ms);
             now.pieces_left -= 1;
-            const piece = try gpa.alloc(u8, now.piece_bytes);
-            errdefer gpa.free(piece);
-            fill_pattern(piece, now.offset);
-            now.offset += piece.len;
-            if (try crew.reply.offer(piece, now.length) == .full) {
-                now.piece = piece;
-                return self.park(crew, now);
-            }
-            gpa.free(piece);
+            if (try give_piece(crew, &now) == .full) return self.park(crew, now);
+            if (now.suspend_ms > 0 and now.pieces_left > 0) return self.park_for_event(crew, now);
         }
         try crew.reply.finish();
+    }
+
+    /// A piece that is still in use is left in `now`.
+    fn give_piece(crew: *Crew, now: *Stream) Trouble!reply_module.Flow {
+        const piece = try gpa.alloc(u8, now.piece_bytes);
+        errdefer gpa.free(piece);
+        fill_pattern(piece, now.offset);
+        if (now.waits != null) @memset(piece, if (crew.reply.progress.timed_out) 't' else 'r');
+        now.offset += piece.len;
+        const flow = try crew.reply.offer(piece, now.length);
+        if (flow == .full) now.piece = piece else gpa.free(piece);
+        return flow;
+    }
+
+    fn suspend_it(self: *App, crew: *Crew, given: Stream, wait: Wait) Trouble!void {
+        var now = given;
+        now.is_suspended = true;
+        const timeout: ?u64 = if (wait.timeout_ms > 0) wait.timeout_ms else null;
+        const suspension = try Suspension.create(gpa, crew.connection.token(), timeout);
+        errdefer suspension.release(gpa);
+        switch (wait.event) {
+            .none => {},
+            .wake => try self.add_waker(suspension, sys.no_fd),
+            .early => crew.server.resume_suspended(suspension),
+            .descriptor => {
+                const pair = sys.socket_pair() catch return error.Raised;
+                suspension.watched = pair[0];
+                try self.add_waker(suspension, pair[1]);
+            },
+            .shared => suspension.watched = sys.duplicate(self.shared) orelse return error.Raised,
+        }
+        crew.reply.push();
+        crew.connection.worker = &crew.worker;
+        now.head = crew.reply.take_head();
+        try self.park(crew, now);
+        crew.exchange.suspension = suspension;
+        _ = self.suspensions.fetchAdd(1, .release);
+    }
+
+    fn add_waker(self: *App, suspension: *Suspension, peer: sys.Fd) error{OutOfMemory}!void {
+        self.wakers_mutex.lock();
+        defer self.wakers_mutex.unlock();
+        try self.wakers.append(gpa, .{ .suspension = suspension.retain(), .peer = peer });
+    }
+
+    fn park_for_event(self: *App, crew: *Crew, now: Stream) Trouble!void {
+        const server = crew.server;
+        const token = crew.connection.token();
+        const suspension = try Suspension.create(server.gpa, token, now.suspend_ms);
+        crew.exchange.suspension = suspension;
+        try self.park(crew, now);
+        if (now.pieces_left % 2 == 0) server.resume_suspended(suspension);
     }
 
     fn park(self: *App, crew: *Crew, now: Stream) Trouble!void {
@@ -438,18 +556,21 @@ pub const Fixture = struct {
 
     pub fn run(self: *Fixture) !void {
         self.threads = try gpa.alloc(std.Thread, self.server.worker_count());
-        for (self.threads) |*thread| {
-            thread.* = try std.Thread.spawn(.{ .stack_size = 1024 * 1024 }, work, .{self});
+        for (self.threads, 0..) |*thread, number| {
+            thread.* = try std.Thread.spawn(.{ .stack_size = 1024 * 1024 }, work, .{
+                self,
+                @as(u32, @intCast(number)),
+            });
         }
         // A thread that has not begun waits for the GIL, and cannot poll if a handler keeps it.
         const count = self.server.worker_count();
         while (self.server.crews_begun.load(.monotonic) < count) sys.sleep_ms(1);
     }
 
-    fn work(self: *Fixture) void {
+    fn work(self: *Fixture, number: u32) void {
         kernel.arm(self.plan);
         enter(null);
-        self.server.run_worker();
+        self.server.run_worker(number);
         _ = leave();
     }
 
@@ -510,10 +631,12 @@ pub const Fixture = struct {
 
     fn destroy(self: *Fixture) void {
         self.is_over = true;
+        while (self.app.wake_one(self.server, 0)) {}
+        self.app.wakers.deinit(gpa);
         self.server.destroy();
         while (self.app.parked) |stream| {
             self.app.parked = stream.next;
-            gpa.free(stream.piece);
+            stream.deinit();
             gpa.destroy(stream);
         }
         if (self.address.any.family == c.AF.UNIX) {

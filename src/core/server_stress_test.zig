@@ -108,7 +108,12 @@ pub const Visitor = struct {
         const pieces = 1 + self.number(20);
         const size = if (self.number(2) == 0) self.number(500) else self.number(30_000);
         length.* = size * pieces;
-        return switch (self.number(8)) {
+        return switch (self.number(9)) {
+            8 => std.fmt.bufPrint(storage, "/suspend/{d}/{d}/{d}", .{
+                pieces,
+                size,
+                1 + self.number(3),
+            }),
             0 => std.fmt.bufPrint(storage, "/stream/{d}/{d}", .{ pieces, size }),
             1 => std.fmt.bufPrint(storage, "/own/{d}/{d}", .{ pieces, size }),
             2 => std.fmt.bufPrint(storage, "/write/{d}/{d}", .{ pieces, size }),

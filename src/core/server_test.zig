@@ -20,6 +20,7 @@ test {
     _ = @import("server_end_test.zig");
     _ = @import("server_stress_test.zig");
     _ = @import("faults_test.zig");
+    _ = @import("server_suspend_test.zig");
 }
 
 /// For tests in which no timeout but the drain's may strike.

@@ -55,6 +55,15 @@ pub fn realtime_seconds() u64 {
     return @intCast(@max(0, value.sec));
 }
 
+/// Milliseconds since the epoch, of the same clock.
+pub fn realtime_ms() u64 {
+    var value: c.timespec = undefined;
+    if (c.clock_gettime(realtime_clock, &value) != 0) return 0;
+    const seconds: u64 = @intCast(@max(0, value.sec));
+    return seconds * std.time.ms_per_s +
+        @as(u64, @intCast(@max(0, value.nsec))) / std.time.ns_per_ms;
+}
+
 // ---- Sockets -----------------------------------------------------------------------------------
 
 pub const ReadError = error{ WouldBlock, ConnectionGone, OutOfMemory, Unexpected };
@@ -156,6 +165,12 @@ pub fn address_text(address: *const Address, storage: *[address_text_bytes_max]u
         else => return "",
     };
     return if (text) |pointer| std.mem.span(pointer) else "";
+}
+
+/// The four bytes of an IPv4 address; null for any other.
+pub fn address_bytes4(address: *const Address) ?[4]u8 {
+    if (address.any.family != c.AF.INET) return null;
+    return std.mem.toBytes(address.in4.addr);
 }
 
 /// Null where there is none: a unix socket, or a client of whom only the address was told.
@@ -444,6 +459,40 @@ pub fn read_at(fd: Fd, buffer: []u8, offset: u64) FileError!usize {
         if (errno() != .INTR) return error.Unexpected;
     }
     return done;
+}
+
+// ---- Log files ---------------------------------------------------------------------------------
+
+/// Opens a file to write at its end, whoever else writes there. A FIFO must have a reader.
+pub fn open_log(path: [:0]const u8) ?Fd {
+    const options: c.O = .{
+        .ACCMODE = .WRONLY,
+        .APPEND = true,
+        .CREAT = true,
+        .CLOEXEC = true,
+        .NONBLOCK = true,
+        .NOCTTY = true,
+    };
+    const fd = c.open(path.ptr, options, @as(c_uint, 0o644));
+    return if (fd >= 0) fd else null;
+}
+
+/// Whether it is a file and not a pipe, a socket or a terminal.
+pub fn is_seekable(fd: Fd) bool {
+    return c.lseek(fd, 0, c.SEEK.CUR) >= 0;
+}
+
+/// Bytes written. Whoever asks knows that something can be written now, or does not mind to wait.
+pub fn write_log(fd: Fd, bytes: []const u8) error{ WouldBlock, Failed }!usize {
+    while (true) {
+        const count = c.write(fd, bytes.ptr, bytes.len);
+        if (count >= 0) return @intCast(count);
+        switch (errno()) {
+            .INTR => continue,
+            .AGAIN => return error.WouldBlock,
+            else => return error.Failed,
+        }
+    }
 }
 
 // ---- epoll -------------------------------------------------------------------------------------

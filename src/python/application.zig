@@ -698,8 +698,9 @@ pub const Bridge = struct {
         try reply.finish();
     }
 
-    /// Calls `report(exception, method, target, client)`.
+    /// Calls `report(kind, message, exception, method, target, client, request_id)`.
     fn report_trouble(self: *Bridge, crew: *Crew, exception: ?*Object) void {
+        crew.lane.shard.app_exceptions.add(1);
         self.call_report(crew, exception) catch capi.PyErr_WriteUnraisable(self.report);
     }
 
@@ -716,6 +717,8 @@ pub const Bridge = struct {
         const address = core.sys.address_text(crew.connection.client(), &storage);
         const client = try capi.latin1(address);
         defer capi.drop(client);
+        const request_id = try capi.latin1(crew.exchange.request_id());
+        defer capi.drop(request_id);
         const end: ?*Object = null;
         const result = try capi.owned(capi.PyObject_CallFunctionObjArgs(
             self.report,
@@ -725,6 +728,7 @@ pub const Bridge = struct {
             method,
             target,
             client,
+            request_id,
             end,
         ));
         capi.drop(result);

@@ -157,8 +157,6 @@ pub const Environs = struct {
     shown: std.EnumArray(Sender, FieldKeys),
     other: []OtherKey,
     remotes: []Remote,
-    request_number: u64 = 0,
-    id_text: [32]u8,
 
     pub fn init(
         names: *const Names,
@@ -172,7 +170,6 @@ pub const Environs = struct {
             .shown = shown_keys(names, flavour),
             .other = try core.pages.alloc(OtherKey, other_keys),
             .remotes = try core.pages.alloc(Remote, connections),
-            .id_text = random_id_text(),
         };
     }
 
@@ -190,12 +187,6 @@ pub const Environs = struct {
         }
         shown.getPtr(.proxy_that_names_host)[@intFromEnum(fields.Name.host)] = null;
         return shown;
-    }
-
-    fn random_id_text() [32]u8 {
-        var random: [16]u8 = undefined;
-        std.crypto.random.bytes(&random);
-        return std.fmt.bytesToHex(random, .lower);
     }
 
     /// A template for a worker's requests at a listener.
@@ -248,8 +239,9 @@ pub const Environs = struct {
             try put(environ, keys.@"serve_zig.trailers", trailers);
         }
         if (input) |stream| try put(environ, keys.@"wsgi.input", capi.new(&stream.head));
-        try put(environ, keys.@"serve_zig.request_id", try self.request_id());
-        const queued: f64 = @floatFromInt(crew.worker.queued_ns);
+        const id = try capi.latin1(crew.exchange.request_id());
+        try put(environ, keys.@"serve_zig.request_id", id);
+        const queued: f64 = @floatFromInt(crew.exchange.record.waited_ns());
         const seconds = try capi.owned(capi.PyFloat_FromDouble(queued / std.time.ns_per_s));
         try put(environ, keys.@"serve_zig.queue_seconds", seconds);
         return environ;
@@ -299,18 +291,6 @@ pub const Environs = struct {
         };
         defer gpa.free(decoded);
         return capi.latin1(core.target.percent_decode(decoded, path));
-    }
-
-    /// 16 digits that tell processes apart and 16 that count the requests of this one.
-    fn request_id(self: *Environs) capi.Error!*Object {
-        self.request_number += 1;
-        var number = self.request_number;
-        var place: usize = self.id_text.len;
-        while (place > self.id_text.len / 2) : (number >>= 4) {
-            place -= 1;
-            self.id_text[place] = std.fmt.digitToChar(@intCast(number & 15), .lower);
-        }
-        return capi.latin1(&self.id_text);
     }
 
     fn set_remote(

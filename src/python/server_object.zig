@@ -46,6 +46,10 @@ fn raise_start_error(err: anyerror) capi.Error {
             capi.PyExc_ValueError,
             "proxy_trusted or proxy_headers: not what the core understands",
         ),
+        error.CannotOpen => return capi.raise(
+            capi.PyExc_OSError,
+            "the access log cannot be opened",
+        ),
         else => return capi.raise(
             capi.PyExc_OSError,
             "the system refused what the server needs to start (epoll or kqueue, a thread)",
@@ -116,9 +120,9 @@ pub fn worker_count(handle: ?*anyopaque) u32 {
     return server.worker_count();
 }
 
-pub fn run_worker(handle: ?*anyopaque) capi.Error!*Object {
+pub fn run_worker(handle: ?*anyopaque, number: *Object) capi.Error!*Object {
     const server = try server_of(handle);
-    server.run_worker();
+    server.run_worker(try read_integer(u32, number, "number"));
     return capi.none();
 }
 
@@ -155,6 +159,33 @@ pub fn wait(handle: ?*anyopaque, timeout: *Object) capi.Error!*Object {
     capi.PyEval_RestoreThread(state);
     if (capi.PyErr_CheckSignals() < 0) return error.Raised;
     return capi.boolean(server.outcome.load(.acquire) != .serving);
+}
+
+/// Opens log files anew; any thread, soon after.
+pub fn reopen_logs(handle: ?*anyopaque) capi.Error!*Object {
+    const server = try server_of(handle);
+    server.log.reopen();
+    return capi.none();
+}
+
+/// Writes out what is to be logged; no more is taken. Waits without the GIL, a second at the most.
+pub fn close_logs(handle: ?*anyopaque) capi.Error!*Object {
+    const server = try server_of(handle);
+    const state = capi.PyEval_SaveThread();
+    const is_written = server.log.close(core.log_writer.close_ms);
+    capi.PyEval_RestoreThread(state);
+    return capi.boolean(is_written);
+}
+
+pub fn metrics_text(handle: ?*anyopaque) capi.Error!*Object {
+    const server = try server_of(handle);
+    var writer: std.Io.Writer.Allocating = .init(gpa);
+    defer writer.deinit();
+    server.metrics.write(&writer.writer, .openmetrics_1_0, server.gauges()) catch {
+        _ = capi.PyErr_NoMemory();
+        return error.Raised;
+    };
+    return capi.latin1(writer.written());
 }
 
 pub fn status(handle: ?*anyopaque) capi.Error!*Object {
