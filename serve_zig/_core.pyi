@@ -9,7 +9,7 @@ from typing_extensions import disjoint_base
 class Server:
     def __init__(
         self,
-        options: dict[str, int | bool | str],
+        options: dict[str, int | bool | str | list[tuple[str, str, str, str, bool]]],
         listeners: list[tuple[int, str, str]],
         application: Callable[..., Any],
         report: Callable[..., None],

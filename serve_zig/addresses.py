@@ -66,6 +66,22 @@ def parse_address(text: str) -> Address:
     return _parse_tcp(text)
 
 
+def parse_url(text: str) -> None:
+    """Raise AddressError where the text is not an http or https URL with a host."""
+    # Imported here: few configs have a URL.
+    from urllib.parse import urlsplit
+
+    try:
+        parts = urlsplit(text)
+        is_url = parts.scheme in ("http", "https") and bool(parts.hostname)
+        # Raises where the port is no number or out of range.
+        is_url = is_url and parts.port != 0
+    except ValueError:
+        is_url = False
+    if not is_url:
+        raise AddressError(f'found {quoted(text)}; write a URL, such as "http://collector:4318"')
+
+
 def _parse_unix(text: str) -> UnixAddress:
     path = text.removeprefix("unix:")
     if path.startswith("@") or "\0" in path:

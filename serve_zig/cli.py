@@ -109,9 +109,9 @@ def _run(options: argparse.Namespace) -> int:
     if options.command:
         raise _unknown_command(options.command[0])
     if options.reload and not options.check:
-        from serve_zig.reload import supervise
+        from serve_zig import reload
 
-        return supervise(options.config, options.overrides)
+        return reload.supervise(options.config, options.overrides)
     config = load_config(options.config, options.overrides)
     if options.check:
         return _check(config)

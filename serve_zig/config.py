@@ -17,7 +17,8 @@ from serve_zig.errors import ConfigError
 from serve_zig.interpolation import InterpolationError, escape, expand
 from serve_zig.kinds import Kind, Text, UnsuitableError, Value, size_text
 from serve_zig.nearest import nearest
-from serve_zig.schema import KEYS, KEYS_BY_PATH, TABLES, Key, is_available, keys_of
+from serve_zig.schema import ARRAYS, KEYS, KEYS_BY_PATH, TABLES, Key, is_available, keys_of
+from serve_zig.static_tables import check_tables, resolve_directory
 from serve_zig.toml_location import line_of
 
 TYPE_CHECKING = False
@@ -38,14 +39,23 @@ ACCESS_WORDS = ("off", "stdout", "stderr")
 class Config:
     """The resolved config: a value for every available key.
 
-    ``file`` is the config file as the user named it. Paths are absolute.
+    ``file`` is the config file as the user named it. Paths are absolute. ``counts`` tells how many
+    there are of each table in ``ARRAYS``; the key paths of theirs are ``static.0.route``.
     """
 
-    def __init__(self, file: str, text: str, values: dict[str, Value], overridden: set[str]):
+    def __init__(
+        self,
+        file: str,
+        text: str,
+        values: dict[str, Value],
+        overridden: set[str],
+        counts: dict[str, int],
+    ):
         self.file = file
         self._text = text
         self._values = values
         self._overridden = overridden
+        self._counts = counts
 
     def text(self, path: str) -> str:
         """Return the value of a key whose values are strings."""
@@ -64,6 +74,10 @@ class Config:
         value = self._values[path]
         assert isinstance(value, bool), path
         return value
+
+    def count(self, table: str) -> int:
+        """Return how many there are of a table in ``ARRAYS``."""
+        return self._counts[table]
 
     def seconds(self, path: str) -> float:
         """Return the value of a key whose values are times, in seconds."""
@@ -89,13 +103,15 @@ class Config:
         """Return the config as a TOML file that loads to the same config from any directory."""
         tables = []
         for table in TABLES:
-            lines = [
-                f"{key.name} = {_to_toml(key.kind, self._values[key.path])}"
-                for key in keys_of(table)
-                if key.kind is not None
-            ]
-            if lines:
-                tables.append("\n".join([f"[{table}]", *lines, ""]))
+            for prefix in _prefixes(table, self._counts):
+                lines = [
+                    f"{key.name} = {_to_toml(key.kind, self._values[prefix + key.name])}"
+                    for key in keys_of(table)
+                    if key.kind is not None
+                ]
+                if lines:
+                    header = f"[[{table}]]" if table in ARRAYS else f"[{table}]"
+                    tables.append("\n".join([header, *lines, ""]))
         return "\n".join(tables)
 
 
@@ -111,30 +127,39 @@ def load(
     text = _read(file)
     tables = _parse(file, text)
     problems: list[str] = []
-    written = _flatten(file, text, tables, problems)
-    overriding = _parse_overrides(overrides, problems)
-    written.update(overriding)
+    written, counts = _flatten(file, text, tables, problems)
+    overridden = _override(overrides, written, counts, problems)
 
     values: dict[str, Value] = {}
     for key in KEYS:
-        if key.path in written:
-            try:
-                value = _check(key, written[key.path], environment)
-            except (UnsuitableError, InterpolationError) as error:
-                place = _place(file, text, key.path, key.path in overriding)
-                problems.append(f"{place}: {key.path}: {error}")
-            else:
-                values[key.path] = value
-        elif key.kind is not None and key.default is None:
-            problems.append(f"{file}: {key.path}: missing; it must be given: {key.kind.allowed}")
-        elif key.default is not None:
-            values[key.path] = key.default
+        for prefix in _prefixes(key.table, counts):
+            path = prefix + key.name
+            if path in written:
+                try:
+                    value = _check(key, written[path], environment)
+                except (UnsuitableError, InterpolationError) as error:
+                    place = _place(file, text, path, path in overridden)
+                    problems.append(f"{place}: {path}: {error}")
+                else:
+                    values[path] = value
+            elif key.kind is not None and key.default is None:
+                place = _place(file, text, prefix[:-1], False) if key.table in ARRAYS else file
+                problems.append(f"{place}: {path}: missing; it must be given: {key.kind.allowed}")
+            elif key.default is not None:
+                values[path] = key.default
     if problems:
         raise ConfigError(*problems)
 
-    config = Config(file, text, values, set(overriding))
+    config = Config(file, text, values, overridden, counts)
     _resolve(config, values, set(written))
     return config
+
+
+def _prefixes(table: str, counts: Mapping[str, int]) -> list[str]:
+    """Return what the key paths of a table begin with, once for each of them."""
+    if table not in ARRAYS:
+        return [f"{table}."]
+    return [f"{table}.{index}." for index in range(counts[table])]
 
 
 def _read(file: str) -> str:
@@ -176,9 +201,13 @@ def _place(file: str, text: str, path: str, overridden: bool) -> str:
 
 def _flatten(
     file: str, text: str, tables: dict[str, object], problems: list[str]
-) -> dict[str, object]:
-    """Return the values by key path; what the schema does not know goes to ``problems``."""
+) -> tuple[dict[str, object], dict[str, int]]:
+    """Return the values by key path, and the number of each table of which there may be several.
+
+    What the schema does not know goes to ``problems``.
+    """
     written: dict[str, object] = {}
+    counts = dict.fromkeys(ARRAYS, 0)
 
     def refuse(parts: tuple[str, ...], what: str) -> None:
         line = line_of(text, parts)
@@ -189,23 +218,39 @@ def _flatten(
         if table not in TABLES:
             refuse((table,), _unknown_table(table, content))
             continue
-        # The tables of [[static]] are an array.
-        content_rows = content if isinstance(content, list) else [content]
-        rows = [row for row in content_rows if isinstance(row, dict)]
-        if not rows or (isinstance(content, list) and is_available(table)):
+        parents: list[tuple[str, ...]]
+        if table in ARRAYS:
+            rows = _rows(content)
+            if rows is None:
+                found = toml_format.describe(content)
+                refuse((table,), f"found {found}; allowed are tables, [[{table}]]")
+                continue
+            counts[table] = len(rows)
+            parents = [(table, str(index)) for index in range(len(rows))]
+        elif isinstance(content, dict):
+            rows, parents = [content], [(table,)]
+        else:
             found = toml_format.describe(content)
             refuse((table,), f"found {found}; allowed is a table, [{table}]")
             continue
         if not any(rows) and not is_available(table):
             refuse((table,), "not available yet; remove the table")
-        for row in rows:
+        for parent, row in zip(parents, rows, strict=True):
             for name, value in row.items():
                 refusal = _refusal(table, name)
                 if refusal:
-                    refuse((table, name), refusal)
+                    refuse((*parent, name), refusal)
                 else:
-                    written[f"{table}.{name}"] = value
-    return written
+                    written[".".join((*parent, name))] = value
+    return written, counts
+
+
+def _rows(content: object) -> list[dict[str, object]] | None:
+    """Return the tables of an array of tables, None where it is something else."""
+    if not isinstance(content, list):
+        return None
+    rows = [row for row in content if isinstance(row, dict)]
+    return rows if len(rows) == len(content) else None
 
 
 def _refusal(table: str, name: str) -> str:
@@ -242,8 +287,14 @@ def _nearest_path(name: str) -> str | None:
     return next((key.path for key in KEYS if key.name == known), None)
 
 
-def _parse_overrides(overrides: Sequence[str], problems: list[str]) -> dict[str, object]:
-    values: dict[str, object] = {}
+def _override(
+    overrides: Sequence[str],
+    written: dict[str, object],
+    counts: dict[str, int],
+    problems: list[str],
+) -> set[str]:
+    """Lay the ``--set`` texts over what the file says; return the key paths that they gave."""
+    overridden: set[str] = set()
     for override in overrides:
         path, equals, text = override.partition("=")
         path = path.strip()
@@ -253,22 +304,75 @@ def _parse_overrides(overrides: Sequence[str], problems: list[str]) -> dict[str,
                 f"{_OVERRIDE} listen.bind=127.0.0.1:9000"
             )
             continue
-        table, _, name = path.partition(".")
-        if table not in TABLES:
-            refusal = _unknown_table(table, {} if name else "")
-        elif not name:
-            names = ", ".join(key.path for key in keys_of(table))
-            refusal = f"a table; name one of its keys: {names}"
-        else:
-            refusal = _refusal(table, name)
+        refusal = _override_refusal(path, counts)
         if refusal:
             problems.append(f"{_OVERRIDE}: {path}: {refusal}")
             continue
         try:
-            values[path] = _parse_override(text.strip())
+            value = _parse_override(text.strip())
         except tomli.TOMLDecodeError as error:
             problems.append(f"{_OVERRIDE}: {path}: not valid TOML: {error.msg}; mend the quotes")
-    return values
+            continue
+        if path in ARRAYS:
+            overridden |= _override_array(path, value, written, counts, problems)
+        else:
+            written[path] = value
+            overridden.add(path)
+    return overridden
+
+
+def _override_refusal(path: str, counts: Mapping[str, int]) -> str:
+    """Return why the path cannot be set; empty where it can."""
+    table, _, name = path.partition(".")
+    if table not in TABLES:
+        return _unknown_table(table, {} if name else "")
+    if table not in ARRAYS:
+        if name:
+            return _refusal(table, name)
+        names = ", ".join(key.path for key in keys_of(table))
+        return f"a table; name one of its keys: {names}"
+    if not name:
+        return ""
+    number, dot, name = name.partition(".")
+    if not (number.isdecimal() and dot and name):
+        return (
+            f"there may be several of [[{table}]]; name the key of one of them, such as "
+            f"{table}.0.{keys_of(table)[0].name}, or set {table} to the whole list"
+        )
+    if int(number) >= counts[table]:
+        return f"there are {counts[table]} of [[{table}]], counted from 0; set {table} for more"
+    return _refusal(table, name)
+
+
+def _override_array(
+    table: str,
+    value: object,
+    written: dict[str, object],
+    counts: dict[str, int],
+    problems: list[str],
+) -> set[str]:
+    """Put the tables of ``value`` in the place of all that there were."""
+    rows = _rows(value)
+    if rows is None:
+        problems.append(
+            f"{_OVERRIDE}: {table}: found {toml_format.describe(value)}; allowed is a list of "
+            f'tables, such as [{{ {keys_of(table)[0].name} = "..." }}]'
+        )
+        return set()
+    for path in [path for path in written if path.startswith(f"{table}.")]:
+        del written[path]
+    counts[table] = len(rows)
+    paths = set()
+    for index, row in enumerate(rows):
+        for name, item in row.items():
+            path = f"{table}.{index}.{name}"
+            refusal = _refusal(table, name)
+            if refusal:
+                problems.append(f"{_OVERRIDE}: {path}: {refusal}")
+            else:
+                written[path] = item
+                paths.add(path)
+    return paths
 
 
 def _parse_override(text: str) -> object:
@@ -327,6 +431,10 @@ def _resolve(config: Config, values: dict[str, Value], written: set[str]) -> Non
                 f"{config.place('log.access')}: {path} cannot be a log file; name a file in a "
                 'directory that is there, or "stdout", "stderr", "off"'
             )
+    for index in range(config.count("static")):
+        path = f"static.{index}.directory"
+        values[path] = resolve_directory(config, path, base, problems)
+    check_tables(config, problems)
 
     line_bytes, head_bytes = config.integer("limits.request_line"), config.integer("limits.head")
     if line_bytes > head_bytes:

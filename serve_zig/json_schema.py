@@ -30,6 +30,8 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _VARIABLE_PATTERN = r"\$\{[A-Za-z_][A-Za-z0-9_]*(:-[^}]*)?\}"
 _SIZE_PATTERN = rf"^[0-9]{{1,20}} ?({'|'.join(kinds.SIZE_UNITS)})$"
 
+# The tables of which there may be several: [[static]].
+
 # What a kind that this file does not know calls itself, word for word.
 _NAMED: dict[str, JsonSchema] = {
     "boolean": {"type": "boolean"},
@@ -71,7 +73,7 @@ def document() -> JsonSchema:
         "description": "The configuration of serve-zig, a WSGI server.",
         "type": "object",
         "properties": tables,
-        "required": [name for name in tables if _required(name)],
+        "required": [name for name in tables if _required(name) and name not in schema.ARRAYS],
         "additionalProperties": False,
     }
 
@@ -86,6 +88,8 @@ def _table(name: str) -> JsonSchema:
     required = _required(name)
     if required:
         described["required"] = required
+    if name in schema.ARRAYS:
+        return {"description": described.pop("description"), "type": "array", "items": described}
     return described
 
 
@@ -121,6 +125,7 @@ def of_kind(kind: kinds.Kind) -> JsonSchema:
         case kinds.Integer():
             return _or_variable({"type": "integer", "minimum": kind.least, "maximum": kind.most})
         case kinds.Seconds():
+            # A ratio, too.
             return _or_variable({"type": "number", "minimum": kind.least, "maximum": kind.most})
         case kinds.Choice():
             return _or_variable({"enum": list(kind.words)})

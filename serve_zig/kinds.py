@@ -81,18 +81,29 @@ class Kind:
 
 
 class Text(Kind):
-    """A string that is not empty; ``check`` may refuse it by raising ValueError with a sentence."""
+    """A string; ``check`` may refuse it by raising ValueError with a sentence.
+
+    The empty string is refused unless ``empty`` says that it stands for something; then it is not
+    checked.
+    """
 
     name = "string"
 
-    def __init__(self, allowed: str, check: Callable[[str], object] | None = None) -> None:
+    def __init__(
+        self, allowed: str, check: Callable[[str], object] | None = None, *, empty: bool = False
+    ) -> None:
         self.allowed = allowed
         self._check = check
+        self._empty = empty
 
     def parse(self, value: object) -> str:
         """Return the string."""
-        if not isinstance(value, str) or value == "" or "\0" in value:
+        if not isinstance(value, str) or "\0" in value:
             raise self.unsuitable(value)
+        if value == "":
+            if not self._empty:
+                raise self.unsuitable(value)
+            return value
         if self._check is not None:
             try:
                 self._check(value)
@@ -103,6 +114,14 @@ class Text(Kind):
     def to_toml(self, value: Value) -> str:
         """Return a basic string."""
         return toml_format.string(str(value))
+
+
+class OptionalText(Text):
+    """A string that may be empty, for nothing; then it is not shown to ``check``."""
+
+    def parse(self, value: object) -> str:
+        """Return the string."""
+        return "" if value == "" else super().parse(value)
 
 
 class Choice(Kind):
@@ -233,6 +252,16 @@ class Seconds(Kind):
         """Return a float."""
         assert isinstance(value, float)
         return toml_format.number(value)
+
+
+class Ratio(Seconds):
+    """A share of all, from 0 to 1."""
+
+    name = "number"
+
+    def __init__(self) -> None:
+        super().__init__(0.0, 1.0)
+        self.allowed = "a number from 0 to 1"
 
 
 class Size(Kind):

@@ -28,12 +28,16 @@ from serve_zig.listeners import Listener, close_listeners, open_listeners
 from serve_zig.logging import LEVELS, Log
 from serve_zig.notices import text_of
 from serve_zig.signals import Signals
+from serve_zig.static_tables import core_tables
 from serve_zig.target import parse_target
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from serve_zig._core import Server
     from serve_zig.config import Config
+    from serve_zig.telemetry import Telemetry
+
+    Options = dict[str, int | bool | str | list[tuple[str, str, str, str, bool]]]
 
 # A signal ends the wait before that.
 _WAIT_MS = 60_000
@@ -92,7 +96,10 @@ def serve(config: Config) -> int:
             config.place("listen.bind"),
         )
         target = parse_target(config.text("app.target"))
+        telemetry = open_telemetry(config, log)
         application = load(target, config.text("app.directory"), config.place("app.target"))
+        if telemetry is not None:
+            application = telemetry.wrap(application)
         for listener in listeners:
             listener.listen(config.integer("listen.backlog"))
         options = core_options(config, connections)
@@ -115,6 +122,8 @@ def serve(config: Config) -> int:
         _say_surroundings(config, log)
         run = _Run(server, workers, listeners, signals, log, config.seconds("timeouts.drain"))
         status = run.wait()
+        if telemetry is not None:
+            telemetry.close()
         signals.ending()
     except (StartInterruptedError, LauncherError):
         # An import that a signal broke off may fail in the application's own way.
@@ -147,6 +156,15 @@ def _say_surroundings(config: Config, log: Log) -> None:
         )
 
 
+def open_telemetry(config: Config, log: Log) -> Telemetry | None:
+    """Return what makes spans of requests; None, without importing it, where none are wanted."""
+    if not config.text("telemetry.otlp_endpoint"):
+        return None
+    from serve_zig.telemetry import Telemetry
+
+    return Telemetry(config, log)
+
+
 def core_server() -> type[Server]:
     """Return the extension module's Server; raise LauncherError where the module is missing."""
     try:
@@ -167,11 +185,9 @@ def build_information() -> dict[str, str]:
     return build_info()
 
 
-def core_options(config: Config, connections: int) -> dict[str, int | bool | str]:
+def core_options(config: Config, connections: int) -> Options:
     """Return the config as the core takes it: times in milliseconds, sizes in bytes."""
-    options: dict[str, int | bool | str] = {
-        name: config.integer(path) for name, path in _OPTIONS.items()
-    }
+    options: Options = {name: config.integer(path) for name, path in _OPTIONS.items()}
     for name, path in _OPTIONS_MS.items():
         options[name] = max(1, round(config.seconds(path) * 1000))
     options["connections"] = connections
@@ -188,6 +204,7 @@ def core_options(config: Config, connections: int) -> dict[str, int | bool | str
     options["slow_request_ms"] = max(1, round(slow_request * 1000)) if slow_request else 0
     options["server_timing"] = config.boolean("log.server_timing")
     options["python_version"] = ".".join(map(str, sys.version_info[:3]))
+    options["static"] = core_tables(config)
     return options
 
 

@@ -7,6 +7,7 @@ no kind: it is refused by name, never accepted and ignored.
 
 from __future__ import annotations
 
+from serve_zig.addresses import parse_url
 from serve_zig.kinds import (
     GIBIBYTE,
     KIBIBYTE,
@@ -19,12 +20,15 @@ from serve_zig.kinds import (
     Kind,
     Mode,
     Networks,
+    OptionalText,
     Paths,
+    Ratio,
     Seconds,
     Size,
     Text,
     Value,
 )
+from serve_zig.static_tables import check_cache_control, check_index, check_route
 from serve_zig.target import parse_target
 
 # Below a millisecond there is nothing left to time; 0 would read as "no limit" to some and as "at
@@ -33,7 +37,7 @@ _SECONDS_LEAST = 0.001
 
 
 class Key:
-    """One key: ``path`` is ``table.name``.
+    """One key: ``path`` is ``table.name``, also where there may be several of the table.
 
     A ``default`` of None means that the key must be given. A ``kind`` of None means that the
     key is not available yet; ``default_toml`` is then what the contract says.
@@ -81,9 +85,16 @@ TABLES: dict[str, str] = {
     "proxy": "Reverse proxies in front of the server.",
     "log": "What is written to stderr, and the access log.",
     "admin": "The listener for health, metrics and diagnosis.",
+    "telemetry": "Traces for OpenTelemetry, exported over OTLP/HTTP.",
     "static": "Files that are answered without the application.",
 }
 """Each table with one sentence, in the order of the documents."""
+
+ARRAYS = frozenset({"static"})
+"""Tables of which there may be several, or none: ``[[static]]``.
+
+A key path counts them, from 0: ``static.0.route``.
+"""
 
 KEYS: tuple[Key, ...] = (
     Key(
@@ -326,10 +337,64 @@ KEYS: tuple[Key, ...] = (
     _later("admin.bind", '""', "The address of the admin listener; empty: none."),
     _later("admin.livez_stall", "30.0", "How long a stall may last until /livez turns 503."),
     _later("admin.in_band", '""', "A path prefix for /livez and /readyz on the main listeners."),
-    _later("static.route", '""', "The path prefix that is answered from the directory."),
-    _later("static.directory", '""', "The directory of the files."),
-    _later("static.cache_control", '""', "The Cache-Control field of the answers."),
-    _later("static.index", '""', "The file that answers for a directory."),
+    Key(
+        "telemetry.otlp_endpoint",
+        OptionalText(
+            'a URL, such as "http://collector:4318"; or an empty string, for none', parse_url
+        ),
+        "",
+        "The collector that gets a span for each sampled request; needs pip install "
+        "'serve-zig[otel]'. Empty: none, and no cost.",
+    ),
+    Key(
+        "telemetry.sample_ratio",
+        Ratio(),
+        1.0,
+        "The share of traces begun here that are sampled; a request that belongs to a trace is "
+        "sampled if that is. OTEL_TRACES_SAMPLER in the environment counts more.",
+    ),
+    Key(
+        "telemetry.service_name",
+        OptionalText("a string, or an empty one for the default"),
+        "",
+        "The name of the service; empty: OTEL_SERVICE_NAME, or else the module of app.target.",
+    ),
+    Key(
+        "static.route",
+        Text('a string that begins with a slash, such as "/static"', check_route),
+        None,
+        "The path, or the path prefix up to a slash, that is answered from the directory. The "
+        "longest route that matches counts.",
+    ),
+    Key(
+        "static.directory",
+        Text("a string that names a directory"),
+        None,
+        "The directory of the files, relative to the config file.",
+    ),
+    Key(
+        "static.cache_control",
+        Text(
+            'a string such as "public, max-age=3600"; empty: no field',
+            check_cache_control,
+            empty=True,
+        ),
+        "",
+        "The Cache-Control field of the answers.",
+    ),
+    Key(
+        "static.index",
+        Text('the name of a file, such as "index.html"; empty: none', check_index, empty=True),
+        "",
+        "The file that answers for a directory.",
+    ),
+    Key(
+        "static.fallthrough",
+        Boolean(),
+        False,
+        "Whether the application answers where there is no file, and methods other than GET and "
+        "HEAD; else the answer is 404, or 405.",
+    ),
 )
 """Every key that the contract names, table by table."""
 

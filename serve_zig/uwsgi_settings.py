@@ -448,6 +448,11 @@ class _Migration:
 
     def _proxy_protocol(self, value: object) -> None:
         self.document.set("proxy.protocol", True, "Required from the peers in proxy.trusted.")
+        self.document.set(
+            "proxy.trusted",
+            ["0.0.0.0/0", "::/0"],
+            "uWSGI took the PROXY header of whoever connected; name the load balancers alone.",
+        )
 
     def _static_map(self, value: object) -> None:
         if isinstance(value, Template):

@@ -345,13 +345,15 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def to_toml(settings: Mapping[str, Any]) -> str:
-    """Write two levels of tables as TOML."""
+    """Write tables, and lists of tables, as TOML."""
     lines: list[str] = []
-    for table, entries in settings.items():
-        lines.append(f"[{table}]")
-        # JSON's numbers, booleans, arrays and strings are TOML's too.
-        lines += [f"{key} = {json.dumps(value)}" for key, value in entries.items()]
-        lines.append("")
+    for table, content in settings.items():
+        is_list = isinstance(content, list)
+        for entries in content if is_list else [content]:
+            lines.append(f"[[{table}]]" if is_list else f"[{table}]")
+            # JSON's numbers, booleans, arrays and strings are TOML's too.
+            lines += [f"{key} = {json.dumps(value)}" for key, value in entries.items()]
+            lines.append("")
     return "\n".join(lines)
 
 

@@ -352,7 +352,9 @@ def test_log_names_the_client_and_not_the_proxy(serve: Servers) -> None:
     server = serve("scripted:app", {"proxy": {"trusted": PROXY}})
     target = script(raise_at="call", kind="ValueError")
     assert server.exchange(get(target, "X-Forwarded-For: 192.0.2.7")).status == 500
-    server.wait_log(r"application error: ValueError; GET \".*\" from 192\.0\.2\.7\n")
+    server.wait_log(
+        r"application error: ValueError; GET \".*\" from 192\.0\.2\.7, request id \w+\n"
+    )
 
 
 # Everybody else

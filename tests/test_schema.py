@@ -35,9 +35,11 @@ def properties(table: str) -> dict[str, Any]:
 def with_key(key: schema.Key, value: object) -> dict[str, Any]:
     """Return a whole document with one key."""
     document: dict[str, Any] = {"app": {"target": "hello:app"}}
-    document.setdefault(key.table, {})[key.name] = value
-    if json_schema.document()["properties"][key.table]["type"] == "array":
-        document[key.table] = [document[key.table]]
+    table = document.setdefault(key.table, {})
+    if key.table in schema.ARRAYS:
+        table |= {one.name: "/a" for one in schema.keys_of(key.table) if one.default is None}
+        document[key.table] = [table]
+    table[key.name] = value
     return document
 
 

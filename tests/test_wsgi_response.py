@@ -658,13 +658,12 @@ def test_file_with_its_length(corners: Server, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["real", "memory"])
 def test_file_longer_than_its_length(corners: Server, kind: str) -> None:
-    """No more of a file is sent than was promised."""
+    """No more of a file is sent than was promised; PEP 3333 wants it so, and it is no error."""
     with corners.connect() as connection:
-        connection.send(get(f"/file?{kind}&1000"))
+        connection.send(get(f"/file?{kind}&1000") + get("/hello"))
         response = connection.response()
         assert response.body == (bytes(range(256)) * 4)[:1000]
-        connection.expect_cut()
-    corners.errors_expected = True
+        assert connection.response().body == b"hello"
 
 
 @pytest.mark.parametrize("kind", ["real", "memory", "empty"])

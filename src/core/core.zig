@@ -37,9 +37,22 @@ pub const suspension = @import("suspension.zig");
 pub const poller = @import("poller.zig");
 pub const server = @import("server.zig");
 
+pub const date_parser = @import("date_parser.zig");
+pub const field_values = @import("field_values.zig");
+pub const conditional = @import("conditional.zig");
+pub const ranges = @import("ranges.zig");
+pub const content_coding = @import("content_coding.zig");
+pub const media_types = @import("media_types.zig");
+pub const file_path = @import("file_path.zig");
+pub const multipart = @import("multipart.zig");
+pub const static = @import("static.zig");
+pub const file_part = @import("file_part.zig");
+
 test {
     @import("std").testing.refAllDecls(@This());
     _ = @import("scheduler_test.zig");
+    _ = @import("scheduler_own_test.zig");
     _ = @import("server_test.zig");
     _ = @import("proxies_test.zig");
+    _ = @import("static_test.zig");
 }

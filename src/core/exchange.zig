@@ -17,6 +17,9 @@ const Progress = @import("reply.zig").Progress;
 const Record = @import("record.zig").Record;
 const Body = @import("body.zig").Body;
 const Suspension = @import("suspension.zig").Suspension;
+const file_part = @import("file_part.zig");
+const Multipart = @import("multipart.zig").Multipart;
+const Answer = @import("static.zig").Answer;
 const RequestHead = request_head.RequestHead;
 const FieldLine = request_head.FieldLine;
 
@@ -153,8 +156,9 @@ pub const Exchange = struct {
     }
 };
 
-/// Response bytes that the socket did not take yet, in order: copies in `buffer`, then one large
-/// piece that stays where the application has it, then the few bytes that end its chunk.
+/// What of a response the socket did not take yet, in order: copies in `buffer`, then one large
+/// piece that stays where the application has it, then the few bytes that end its chunk, then a
+/// part of a file.
 pub const Output = struct {
     buffer: []u8 = &.{},
     start: usize = 0,
@@ -162,11 +166,97 @@ pub const Output = struct {
     /// Borrowed: whoever pins it keeps it alive until `is_empty`, and adds nothing before.
     pinned: []const u8 = "",
     tail: []const u8 = "",
+    /// Its descriptor is closed when it has been sent.
+    file: file_part.FilePart = .{},
+    /// Further parts of the same file, and what stands between them.
+    multipart: ?*Multipart = null,
 
     pub const pieces_max = 3;
 
     pub fn is_empty(self: *const Output) bool {
-        return self.start == self.end and self.pinned.len == 0 and self.tail.len == 0;
+        return !self.has_bytes() and self.file.remaining == 0;
+    }
+
+    fn has_bytes(self: *const Output) bool {
+        return self.start != self.end or self.pinned.len > 0 or self.tail.len > 0;
+    }
+
+    /// Sends once; what the socket took. Of a file at the most `file_bytes_max`, since it may take
+    /// as much as its client does, for as long as the client likes.
+    pub fn send(
+        self: *Output,
+        gpa: std.mem.Allocator,
+        socket: sys.Fd,
+        file_bytes_max: u64,
+    ) file_part.SendError!usize {
+        var count: usize = undefined;
+        if (self.has_bytes()) {
+            var storage: [pieces_max]sys.Iovec = undefined;
+            const pieces = self.vector(&storage);
+            count = if (self.file.remaining > 0)
+                try sys.send_vector_before_more(socket, pieces)
+            else
+                try sys.send_vector(socket, pieces);
+            self.discard(gpa, count);
+        } else {
+            count = try self.file.send(socket, file_bytes_max);
+        }
+        if (self.is_empty()) self.next_part();
+        return count;
+    }
+
+    /// Takes over a response of the server's own; what it can it sends at once. The descriptor of
+    /// its file is the output's from here, whatever happens.
+    pub fn take(
+        self: *Output,
+        gpa: std.mem.Allocator,
+        socket: sys.Fd,
+        answer: Answer,
+    ) (error{OutOfMemory} || sys.WriteError)!void {
+        if (answer.multipart) |multipart| {
+            errdefer multipart.destroy();
+            errdefer sys.close(answer.file);
+            try self.append(gpa, answer.bytes);
+            return self.begin_parts(answer.file, multipart);
+        }
+        self.file = .{
+            .fd = answer.file,
+            .offset = answer.range.start,
+            .remaining = answer.range.length,
+        };
+        const piece = [1]sys.Iovec{.{ .base = answer.bytes.ptr, .len = answer.bytes.len }};
+        const result = if (self.file.remaining > 1 << 60)
+            sys.send_vector_before_more(socket, &piece)
+        else
+            sys.send(socket, answer.bytes);
+        const sent = result catch |err| switch (err) {
+            error.WouldBlock => 0,
+            else => return err,
+        };
+        if (sent < answer.bytes.len) try self.append(gpa, answer.bytes[sent..]);
+    }
+
+    /// Takes over a file, of which `multipart` tells the parts that are sent.
+    pub fn begin_parts(self: *Output, file: sys.Fd, multipart: *Multipart) void {
+        self.file = .{ .fd = file };
+        self.multipart = multipart;
+        self.next_part();
+    }
+
+    fn next_part(self: *Output) void {
+        const multipart = self.multipart orelse return self.file.close();
+        if (multipart.next()) |step| {
+            self.pinned = step.text;
+            self.file.offset = step.range.start;
+            self.file.remaining = step.range.length;
+        } else self.drop_file();
+    }
+
+    /// Nothing more of it is sent.
+    pub fn drop_file(self: *Output) void {
+        self.file.close();
+        if (self.multipart) |multipart| multipart.destroy();
+        self.multipart = null;
     }
 
     /// Bytes that take memory of ours.
@@ -234,6 +324,7 @@ pub const Output = struct {
 
     pub fn deinit(self: *Output, gpa: std.mem.Allocator) void {
         self.free_buffer(gpa);
+        self.drop_file();
         self.* = .{};
     }
 };
@@ -513,4 +604,41 @@ test "output sends what was kept, then what is pinned, then its tail" {
     }
     try testing.expectEqualStrings("4\r\ndata\r\n", &sent);
     try testing.expect(output.is_empty());
+}
+
+test "output sends its bytes, then its file, then the parts that follow" {
+    const gpa = testing.allocator;
+    const ranges = [_]@import("ranges.zig").Range{
+        .{ .start = 1, .length = 3 },
+        .{ .start = 6, .length = 2 },
+    };
+    const boundary: [32]u8 = @splat('b');
+    inline for (.{ false, true }) |sends_all| {
+        const pair = try sys.socket_pair();
+        defer for (pair) |fd| sys.close(fd);
+        const file = try sys.open_unlinked("/tmp");
+        try sys.write_all_at(file, "0123456789", 0);
+        var output: Output = .{};
+        defer output.deinit(gpa);
+        try output.append(gpa, "head ");
+        const multipart = try Multipart.create(gpa, &ranges, 10, "a/b", &boundary);
+        const length = multipart.content_length();
+        output.begin_parts(file, multipart);
+        var sent: usize = 0;
+        while (!output.is_empty()) {
+            sent += try output.send(gpa, pair[0], 2);
+            if (!sends_all and sent > 40) break;
+        }
+        if (!sends_all) continue;
+        try testing.expectEqual(5 + length, sent);
+        try testing.expectEqual(sys.no_fd, output.file.fd);
+        try testing.expectEqual(null, output.multipart);
+        var buffer: [1024]u8 = undefined;
+        const text = buffer[0..try sys.recv(pair[1], &buffer)];
+        try testing.expectEqual(sent, text.len);
+        try testing.expect(std.mem.startsWith(u8, text, "head \r\n--b"));
+        try testing.expect(std.mem.indexOf(u8, text, "bytes 1-3/10\r\n\r\n123\r\n--b") != null);
+        try testing.expect(std.mem.indexOf(u8, text, "bytes 6-7/10\r\n\r\n67\r\n--b") != null);
+        try testing.expect(std.mem.endsWith(u8, text, "b--\r\n"));
+    }
 }

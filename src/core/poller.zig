@@ -22,6 +22,8 @@ const body_module = @import("body.zig");
 const suspension_module = @import("suspension.zig");
 const exchange_module = @import("exchange.zig");
 const observer = @import("observer.zig");
+const response_head = @import("response_head.zig");
+const StaticFiles = @import("static.zig").StaticFiles;
 const Server = @import("server.zig").Server;
 const Connection = connection_module.Connection;
 const Exchange = exchange_module.Exchange;
@@ -34,6 +36,8 @@ const Phase = @import("timing.zig").Phase;
 pub const listeners_max = 64;
 /// How long a client that was refused may take to read why.
 const linger_ms = 2000;
+/// Of one client's output at a time: the others wait meanwhile.
+const turn_bytes_max = 2 * 1024 * 1024;
 /// How long to wait for descriptors after the kernel had none, if no connection closes before.
 const accept_pause_ms = 100;
 /// Tokens of listeners have this bit; those of connections have neither (a generation has 30 bits).
@@ -75,6 +79,10 @@ pub const Poller = struct {
     has_resumed: bool = false,
     /// Connections to close at the end of this batch.
     closing: ?*Connection = null,
+    /// Null where there is no [[static]].
+    static_files: ?*StaticFiles = null,
+    /// Requests for files, newest first, linked by `next_own`.
+    for_files: ?*Connection = null,
     events: [reactor_module.events_max]reactor_module.Event = undefined,
     scratch: []u8,
 
@@ -95,6 +103,9 @@ pub const Poller = struct {
         errdefer gpa.free(own);
         const scratch = try pages.alloc(u8, scratch_bytes);
         errdefer pages.free(scratch);
+        const tables = server.options.static;
+        const static_files = if (tables.len > 0) try StaticFiles.create(gpa, tables) else null;
+        errdefer if (static_files) |files| files.destroy();
         for (listeners, own, 0..) |fd, *listener, index| {
             listener.* = .{ .fd = fd };
             sys.set_nonblocking(fd);
@@ -111,6 +122,7 @@ pub const Poller = struct {
             .now_ms = sys.monotonic_ms(),
             .lane = .{ .shard = server.metrics.poller_shard(), .line = server.line_of(0) },
             .scratch = scratch,
+            .static_files = static_files,
         };
     }
 
@@ -124,6 +136,7 @@ pub const Poller = struct {
         self.close_listeners();
         gpa.free(self.listeners);
         pages.free(self.scratch);
+        if (self.static_files) |files| files.destroy();
         self.deadlines.deinit();
         self.slots.deinit();
         self.reactor.deinit();
@@ -142,7 +155,7 @@ pub const Poller = struct {
         // No batch of events is open here, so what the workers finished closes before the wait.
         self.close_marked();
         if (self.draining) self.end_drain();
-        const has_work = self.complete_count > 0 or self.has_resumed;
+        const has_work = self.complete_count > 0 or self.has_resumed or self.for_files != null;
         self.has_resumed = false;
         const timeout = if (has_work) 0 else self.timeout_ms();
         server.wants_idle.store(self.draining or self.is_waiting_for_room(), .seq_cst);
@@ -158,6 +171,7 @@ pub const Poller = struct {
         self.resume_accepting();
         self.expire();
         if (self.draining) self.close_idle();
+        if (self.for_files != null) self.answer_files();
         self.submit();
         self.close_marked();
         if (self.draining) self.end_drain();
@@ -649,6 +663,13 @@ pub const Poller = struct {
         self.server.hand_back(connection);
     }
 
+    /// The same for output that the socket would still take.
+    fn come_back_to_write(self: *Poller, connection: *Connection) void {
+        connection.coming_back = true;
+        connection.turn.store(Turn.worker, .monotonic);
+        self.server.hand_back(connection);
+    }
+
     fn refuse_body(self: *Poller, connection: *Connection, err: body_module.TakeError) void {
         switch (err) {
             error.TooLarge => self.refuse(connection, 413, "body_too_large"),
@@ -667,6 +688,21 @@ pub const Poller = struct {
     // ---- To the application --------------------------------------------------------------------
 
     fn make_ready(self: *Poller, connection: *Connection, exchange: *Exchange) void {
+        if (self.static_files) |files| if (files.is_routed(&exchange.head, exchange.bytes)) {
+            // Not at once: what follows an answer may be the next request for a file.
+            connection.state = .queued;
+            connection.next_own = self.for_files;
+            self.for_files = connection;
+            return;
+        };
+        self.make_ready_for_application(connection, exchange);
+    }
+
+    fn make_ready_for_application(
+        self: *Poller,
+        connection: *Connection,
+        exchange: *Exchange,
+    ) void {
         connection.state = .queued;
         connection.route = predictor.route_of(exchange.head.path.of(exchange.bytes));
         self.give_turn(connection);
@@ -704,6 +740,63 @@ pub const Poller = struct {
         if (seen & Turn.readable != 0) connection.unread = true;
         if (seen & Turn.hangup != 0) connection.hangup = true;
         self.refuse_with(connection, .{ .status = 503, .reason = reason, .retry_after = 1 });
+    }
+
+    // ---- Files ---------------------------------------------------------------------------------
+
+    /// Answers the requests for files that have come until now; those that come behind them on the
+    /// same connections are for the next time, so that no client has the poller for itself.
+    fn answer_files(self: *Poller) void {
+        var next = self.for_files;
+        self.for_files = null;
+        while (next) |connection| {
+            next = connection.next_own;
+            connection.next_own = null;
+            self.answer_file(connection, connection.exchange.?);
+        }
+    }
+
+    fn answer_file(self: *Poller, connection: *Connection, exchange: *Exchange) void {
+        const server = self.server;
+        const limit = server.options.requests_per_connection;
+        const head = &exchange.head;
+        const persists = !self.draining and head.persistent and exchange.body.complete and
+            (limit == 0 or connection.requests +| 1 < limit);
+        const persistence: response_head.Persistence = if (!persists)
+            .close
+        else if (head.version == .http_1_0) .keep_alive else .implied;
+        const now = sys.realtime_seconds();
+        const answer = self.static_files.?.answer(&.{
+            .head = head,
+            .bytes = exchange.bytes,
+            .persistence = persistence,
+            .now_ms = self.now_ms,
+            .now = now,
+            .date = self.date.at(now),
+            .request_id = exchange.request_id(),
+        }, self.scratch) orelse return self.make_ready_for_application(connection, exchange);
+        connection.requests +|= 1;
+        connection.active_ns = self.now_ms * std.time.ns_per_ms;
+        _ = server.requests.fetchAdd(1, .monotonic);
+        connection.state = .writing;
+        connection.after = if (persists) .keep else .close;
+        self.set_deadline(connection, server.options.write_timeout_ms);
+        const output = &exchange.output;
+        self.note_answer(exchange, answer.status, answer.bytes);
+        output.take(server.gpa, connection.fd, answer) catch return self.mark_closing(connection);
+        const sent = answer.bytes.len - @min(output.kept_bytes(), answer.bytes.len);
+        exchange.record.bytes_sent += sent;
+        self.lane.shard.bytes_sent.add(sent);
+        self.flush(connection);
+    }
+
+    /// For the metrics and the log: it was answered here, at once.
+    fn note_answer(_: *Poller, exchange: *Exchange, status: u16, bytes: []const u8) void {
+        const record = &exchange.record;
+        const has_body = exchange.body.mode != .none;
+        record.timing.pass(if (has_body) .body else .head, sys.monotonic_ns());
+        record.status = status;
+        record.head_bytes_sent += if (std.mem.indexOf(u8, bytes, "\r\n\r\n")) |end| end + 4 else 0;
     }
 
     // ---- Answers of the server's own, and what comes after an answer ---------------------------
@@ -748,18 +841,25 @@ pub const Poller = struct {
     fn flush(self: *Poller, connection: *Connection) void {
         if (connection.exchange) |exchange| {
             const output = &exchange.output;
+            var budget: u64 = turn_bytes_max;
             while (!output.is_empty()) {
-                var storage: [exchange_module.Output.pieces_max]sys.Iovec = undefined;
-                const pieces = output.vector(&storage);
-                const count = sys.send_vector(connection.fd, pieces) catch |err| switch (err) {
-                    error.WouldBlock => return,
-                    error.ConnectionGone, error.OutOfMemory, error.Unexpected => {
-                        return self.mark_closing(connection);
-                    },
+                if (budget == 0) return self.come_back_to_write(connection);
+                const count = output.send(self.server.gpa, connection.fd, budget) catch |err| {
+                    switch (err) {
+                        error.WouldBlock => return,
+                        error.FileEnded => if (connection.after == .proceed) {
+                            // Its producer tells why the response is too short.
+                            exchange.progress.remaining += output.file.remaining;
+                            output.drop_file();
+                            break;
+                        },
+                        error.ConnectionGone, error.OutOfMemory, error.Unexpected => {},
+                    }
+                    return self.mark_closing(connection);
                 };
-                output.discard(self.server.gpa, count);
                 exchange.record.bytes_sent += count;
                 self.lane.shard.bytes_sent.add(count);
+                budget -|= count;
                 self.set_deadline(connection, self.server.options.write_timeout_ms);
             }
         }

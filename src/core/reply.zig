@@ -18,6 +18,7 @@ const log_text = @import("log_text.zig");
 const Counter = @import("metrics.zig").Counter;
 const Phase = @import("timing.zig").Phase;
 const exchange_module = @import("exchange.zig");
+const FilePart = @import("file_part.zig").FilePart;
 const Exchange = exchange_module.Exchange;
 const Output = exchange_module.Output;
 const Framing = response_head.Framing;
@@ -48,6 +49,11 @@ pub const FinishError = WriteError || error{
 const copied_bytes_max = 8 * 1024;
 /// A piece that the socket does not take is copied up to this size, and pinned beyond it.
 const pinned_bytes_min = 16 * 1024;
+
+/// A file up to this size is read, and leaves with the head in one send.
+const copied_file_bytes_max = 32 * 1024;
+/// Of a file, by the worker itself; the poller sends the rest.
+const worker_file_bytes_max = 1024 * 1024;
 
 const chunk_end = "\r\n";
 
@@ -216,6 +222,96 @@ pub const Reply = struct {
         return if (is_full) .full else .more;
     }
 
+    /// Whether the body can come from a file: its length is announced, or the head can still do so.
+    pub fn takes_file(self: *const Reply) bool {
+        if (!self.progress.head_sent) return true;
+        return switch (self.progress.framing) {
+            .none, .content_length => true,
+            .chunked, .until_close => false,
+        };
+    }
+
+    /// What of the announced length has not come yet; null where none was announced.
+    pub fn length_left(self: *const Reply) ?u64 {
+        if (!self.progress.head_sent) return self.head.content_length;
+        return if (self.progress.framing == .content_length) self.progress.remaining else null;
+    }
+
+    /// As much of a file's block as the announced length still has room for.
+    pub fn cut_to_length(self: *const Reply, bytes: []const u8) []const u8 {
+        const left = self.length_left() orelse return bytes;
+        return bytes[0..@intCast(@min(bytes.len, left))];
+    }
+
+    /// Sends what is left of a file as the rest of the body, no more than was announced, and takes
+    /// over its descriptor. After `full` the rest is in the output. The GIL is given away: what is
+    /// not in the page cache comes from the disk.
+    pub fn offer_file(self: *Reply, file: FilePart) WriteError!Flow {
+        var part = file;
+        errdefer part.close();
+        if (self.progress.broken) return error.ClientGone;
+        self.waits = false;
+        var head: []const u8 = "";
+        if (!self.progress.head_sent) {
+            // For HEAD as for GET (RFC 9110 9.3.2); 204 and 304 have their own say.
+            if (self.head.content_length == null and !self.head.is_bodiless()) {
+                self.head.content_length = part.remaining;
+            }
+            head = try self.finish_head(part.remaining);
+        }
+        if (self.progress.framing == .none) {
+            part.close();
+            if (head.len > 0) try self.send(&.{head});
+            return .more;
+        }
+        part.remaining = @min(part.remaining, self.progress.remaining);
+        self.note_sent(part.remaining);
+        const thread_state = self.interlude.leave();
+        defer self.interlude.enter(thread_state);
+        if (part.remaining <= copied_file_bytes_max) {
+            defer part.close();
+            return self.send_small_file(head, &part);
+        }
+        const output = &self.exchange.output;
+        output.append(self.gpa, head) catch return self.fail();
+        output.file = part;
+        part = .{};
+        var budget: u64 = worker_file_bytes_max;
+        while (!output.is_empty() and budget > 0) {
+            budget -|= try self.send_output(budget) orelse break;
+        }
+        return if (output.is_empty()) .more else .full;
+    }
+
+    /// Reads the file to the memory behind the head.
+    fn send_small_file(self: *Reply, head: []const u8, part: *const FilePart) WriteError!Flow {
+        const size: usize = @intCast(part.remaining);
+        // Without a head of its own it begins anew behind the one that was sent.
+        const room = self.head.tail(size) catch return self.fail();
+        const count = sys.read_at(part.fd, room, part.offset) catch 0;
+        // What is missing is the end's business: the response is shorter than announced.
+        self.progress.remaining += size - count;
+        const written = self.head.written();
+        const end = written.len - (size - count);
+        try self.send(&.{written[end - count - head.len .. end]});
+        const is_full = self.exchange.output.kept_bytes() > self.limits.memory_bytes_max;
+        return if (is_full) .full else .more;
+    }
+
+    /// Sends once of what was kept; null when the socket takes no more. Not with the GIL.
+    fn send_output(self: *Reply, bytes_max: u64) WriteError!?usize {
+        const output = &self.exchange.output;
+        return output.send(self.gpa, self.connection.fd, bytes_max) catch |err| switch (err) {
+            error.WouldBlock => null,
+            error.FileEnded => {
+                self.progress.remaining += output.file.remaining;
+                output.drop_file();
+                return null;
+            },
+            error.OutOfMemory, error.ConnectionGone, error.Unexpected => self.fail(),
+        };
+    }
+
     /// Waits until everything has been sent, for a producer that got `full` and cannot park.
     pub fn settle(self: *Reply) WriteError!void {
         while (!self.exchange.output.is_empty()) {
@@ -310,7 +406,8 @@ pub const Reply = struct {
         };
     }
 
-    fn send_head(self: *Reply, first: []const u8, length_known: ?u64) WriteError!void {
+    /// Decides the framing and ends the head, which counts as sent from here.
+    fn finish_head(self: *Reply, length_known: ?u64) response_head.Error![]const u8 {
         self.progress.framing = self.choose_framing(length_known);
         if (self.progress.framing == .until_close) self.progress.must_close = true;
         switch (self.progress.framing) {
@@ -333,6 +430,11 @@ pub const Reply = struct {
         self.progress.head_sent = true;
         self.exchange.record.status = self.head.status;
         self.exchange.record.head_bytes_sent += head.len;
+        return head;
+    }
+
+    fn send_head(self: *Reply, first: []const u8, length_known: ?u64) WriteError!void {
+        const head = try self.finish_head(length_known);
         if (self.progress.framing == .none) return self.send(&.{head});
         const has_length = self.progress.framing == .content_length;
         const too_long = has_length and first.len > self.progress.remaining;
@@ -341,7 +443,7 @@ pub const Reply = struct {
         return self.send_first(head, piece);
     }
 
-    fn add_server_timing(self: *Reply) WriteError!void {
+    fn add_server_timing(self: *Reply) response_head.Error!void {
         const timing = &self.exchange.record.timing;
         timing.pass(.app, sys.monotonic_ns());
         var storage: [access_log.server_timing_bytes_max]u8 = undefined;
@@ -402,7 +504,7 @@ pub const Reply = struct {
         self.progress.too_long = true;
     }
 
-    fn note_sent(self: *Reply, count: usize) void {
+    fn note_sent(self: *Reply, count: u64) void {
         self.progress.body_bytes += count;
         if (self.progress.framing == .content_length) self.progress.remaining -= count;
     }
@@ -514,13 +616,13 @@ pub const Reply = struct {
     }
 
     fn flush(self: *Reply) WriteError!void {
-        const output = &self.exchange.output;
-        var storage: [Output.pieces_max]sys.Iovec = undefined;
-        const count = self.send_once(output.vector(&storage)) catch |err| switch (err) {
-            error.WouldBlock => return,
-            error.OutOfMemory, error.ConnectionGone, error.Unexpected => return self.fail(),
-        };
-        output.discard(self.gpa, count);
+        if (self.exchange.output.file.remaining == 0) {
+            _ = try self.send_output(worker_file_bytes_max);
+            return;
+        }
+        const thread_state = self.interlude.leave();
+        defer self.interlude.enter(thread_state);
+        _ = try self.send_output(worker_file_bytes_max);
     }
 
     fn wait_writable(self: *Reply) WriteError!void {

@@ -7,7 +7,11 @@ const sys = @import("sys.zig");
 const exchange_module = @import("exchange.zig");
 const reply_module = @import("reply.zig");
 const request_head = @import("request_head.zig");
-const interlude = @import("server_fixture.zig").free_interlude;
+const fixture_module = @import("server_fixture.zig");
+const interlude = fixture_module.free_interlude;
+const pattern_byte = fixture_module.pattern_byte;
+const fill_pattern = fixture_module.fill_pattern;
+const FilePart = @import("file_part.zig").FilePart;
 const Connection = @import("connection.zig").Connection;
 const Reply = reply_module.Reply;
 
@@ -60,13 +64,10 @@ const Fixture = struct {
     fn flush(self: *Fixture) !bool {
         const output = &self.exchange.output;
         while (!output.is_empty()) {
-            var storage: [exchange_module.Output.pieces_max]sys.Iovec = undefined;
-            const pieces = output.vector(&storage);
-            const count = sys.send_vector(self.connection.fd, pieces) catch |err| {
+            _ = output.send(gpa, self.connection.fd, 10_000) catch |err| {
                 if (err == error.WouldBlock) return false;
                 return err;
             };
-            output.discard(gpa, count);
         }
         return true;
     }
@@ -328,4 +329,153 @@ test "reply: a drain is said in the head, and a parked reply goes on as it was" 
     try reply.finish();
     try testing.expect(!reply.progress.must_close);
     try fixture.expect_body(0, "3\r\nabc\r\n3\r\ndef\r\n0\r\n\r\n");
+}
+
+// ---- Files -------------------------------------------------------------------------------------
+
+fn test_file(size: usize) !sys.Fd {
+    const fd = try sys.open_unlinked("/tmp");
+    const bytes = try gpa.alloc(u8, size);
+    defer gpa.free(bytes);
+    fill_pattern(bytes, 0);
+    try sys.write_all_at(fd, bytes, 0);
+    return fd;
+}
+
+fn expect_pattern(bytes: []const u8, offset: u64) !void {
+    for (bytes, offset..) |byte, at| if (byte != pattern_byte(at)) return error.Spoiled;
+}
+
+test "reply: a file is sent from its offset, whole or as far as its Content-Length" {
+    const sizes = [_]u32{ 1, 32 * 1024, 32 * 1024 + 1, 200_000, 3_000_000 };
+    for (sizes) |size| for ([_]u32{ 0, 1, size / 2 }) |offset| for ([_]bool{ false, true }) |cut| {
+        var fixture: Fixture = .{};
+        try fixture.begin(get_1_1);
+        defer fixture.deinit();
+        const available = size - offset;
+        const expected = if (cut) available / 2 else available;
+        try fixture.reply.start("200 OK");
+        var digits: [16]u8 = undefined;
+        if (cut) try fixture.reply.head.add(
+            "Content-Length",
+            try std.fmt.bufPrint(&digits, "{d}", .{expected}),
+        );
+        const file = try test_file(size);
+        const flow = try fixture.reply.offer_file(.{
+            .fd = file,
+            .offset = offset,
+            .remaining = available,
+        });
+        const output = &fixture.exchange.output;
+        try testing.expectEqual(output.is_empty(), flow == .more);
+        // Of a file nothing is kept in memory but its head.
+        if (size > 32 * 1024) try testing.expect(output.kept_bytes() < 1000);
+        var all = try fixture.take();
+        defer all.deinit(gpa);
+        try fixture.reply.finish();
+        try testing.expect(!fixture.reply.progress.must_close);
+        const end = std.mem.indexOf(u8, all.items, "\r\n\r\n").? + 4;
+        try testing.expectEqual(expected, all.items.len - end);
+        try expect_pattern(all.items[end..], offset);
+        try testing.expectEqual(sys.no_fd, output.file.fd);
+        try testing.expectEqual(expected, fixture.reply.progress.body_bytes);
+    };
+}
+
+test "reply: HEAD and statuses without a body send nothing of a file" {
+    const cases = [_]struct { []const u8, []const u8, bool }{
+        .{ head_1_1, "200 OK", true },
+        .{ get_1_1, "304 Not Modified", false },
+        .{ get_1_1, "204 No Content", false },
+    };
+    for (cases) |case| {
+        const request, const status, const has_length = case;
+        var fixture: Fixture = .{};
+        try fixture.begin(request);
+        defer fixture.deinit();
+        try fixture.reply.start(status);
+        const part: FilePart = .{ .fd = try test_file(100), .remaining = 100 };
+        try testing.expectEqual(.more, try fixture.reply.offer_file(part));
+        try fixture.reply.finish();
+        var all = try fixture.take();
+        defer all.deinit(gpa);
+        try testing.expect(std.mem.endsWith(u8, all.items, "\r\n\r\n"));
+        const length = std.mem.indexOf(u8, all.items, "Content-Length: 100\r\n");
+        try testing.expectEqual(has_length, length != null);
+    }
+}
+
+test "reply: a file that is shorter than announced is found out, large or small" {
+    for ([_]u32{ 100, 200_000 }) |size| {
+        var fixture: Fixture = .{};
+        try fixture.begin(get_1_1);
+        defer fixture.deinit();
+        try fixture.reply.start("200 OK");
+        const part: FilePart = .{ .fd = try test_file(size), .remaining = size + 10_000 };
+        var flow = try fixture.reply.offer_file(part);
+        // As the poller does it.
+        while (flow == .full) {
+            var buffer: [64 * 1024]u8 = undefined;
+            _ = sys.recv(fixture.client, &buffer) catch 0;
+            const output = &fixture.exchange.output;
+            _ = output.send(gpa, fixture.connection.fd, 100_000) catch |err| switch (err) {
+                error.WouldBlock => 0,
+                error.FileEnded => {
+                    fixture.reply.progress.remaining += output.file.remaining;
+                    output.drop_file();
+                    flow = .more;
+                },
+                else => return err,
+            };
+        }
+        try testing.expectError(error.BodyTooShort, fixture.reply.finish());
+        try testing.expectEqual(10_000, fixture.reply.progress.remaining);
+        try testing.expect(fixture.reply.progress.must_close);
+    }
+}
+
+test "reply: a file behind what was written before" {
+    for ([_]u32{ 1000, 100_000 }) |size| {
+        var fixture: Fixture = .{};
+        try fixture.begin(get_1_1);
+        defer fixture.deinit();
+        try fixture.reply.start("200 OK");
+        try testing.expect(fixture.reply.takes_file());
+        var digits: [16]u8 = undefined;
+        const length = try std.fmt.bufPrint(&digits, "{d}", .{size + 5});
+        try fixture.reply.head.add("Content-Length", length);
+        try fixture.reply.write("begun", null);
+        try testing.expect(fixture.reply.takes_file());
+        const part: FilePart = .{ .fd = try test_file(size), .remaining = size };
+        _ = try fixture.reply.offer_file(part);
+        var all = try fixture.take();
+        defer all.deinit(gpa);
+        try fixture.reply.finish();
+        const end = std.mem.indexOf(u8, all.items, "\r\n\r\n").? + 4;
+        try testing.expectEqualStrings("begun", all.items[end..][0..5]);
+        try testing.expectEqual(size, all.items[end + 5 ..].len);
+        try expect_pattern(all.items[end + 5 ..], 0);
+    }
+    // In chunks a file has to be read.
+    var fixture: Fixture = .{};
+    try fixture.begin(get_1_1);
+    defer fixture.deinit();
+    try fixture.reply.start("200 OK");
+    try fixture.reply.write("begun", null);
+    try testing.expect(!fixture.reply.takes_file());
+}
+
+test "reply: a file for a client that has gone is closed" {
+    for ([_]u32{ 100, 100_000 }) |size| {
+        var fixture: Fixture = .{};
+        try fixture.begin(get_1_1);
+        defer fixture.deinit();
+        sys.close(fixture.client);
+        fixture.client = sys.no_fd;
+        try fixture.reply.start("200 OK");
+        const file = try test_file(size);
+        const part: FilePart = .{ .fd = file, .remaining = size };
+        try testing.expectError(error.ClientGone, fixture.reply.offer_file(part));
+        try testing.expectError(error.ClientGone, fixture.reply.finish());
+    }
 }

@@ -50,6 +50,9 @@ const poll_interval_ns = std.time.ns_per_ms;
 /// How long a worker with more to run keeps the GIL from one that waits for it. The interpreter
 /// would take it away after its switch interval, which is longer.
 const attached_ns_max = std.time.ns_per_ms;
+/// How long a worker with requests of its own keeps another waiting that has some too. Longer, since
+/// each change of the thread costs, and the time of all together is the same.
+const turn_ns_max = 5 * std.time.ns_per_ms;
 /// Ticks without anything to watch after which the monitor sleeps until it is needed.
 const idle_ticks_max = 8;
 
@@ -69,6 +72,8 @@ pub const Worker = struct {
     attached_ns: u64 = 0,
     /// The last request that it ran was one of its own list.
     took_own: bool = false,
+    /// It is the next to wait for the GIL, and counted so already. Under the mutex.
+    is_next: bool = false,
     phase: Phase = .between,
     /// When the call in progress began (`monotonic_ns`).
     started_ns: u64 = 0,
@@ -121,8 +126,18 @@ pub fn Scheduler(comptime Host: type) type {
         begun_last: ?*Task = null,
         /// Requests in the workers' own lists.
         own_count: u32 = 0,
-        /// The last call that began was one that goes on.
+        /// The last call that began was one that goes on; and when one of those began.
         last_was_begun: bool = false,
+        begun_ns: u64 = 0,
+        /// Who was the last to be given a turn with its own list, by place in `workers`, and when.
+        turn: usize = 0,
+        turn_ns: u64 = 0,
+        /// Whether the last turn was given for what any worker may begin, and whether it still
+        /// waits for the GIL.
+        last_turn_was_new: bool = false,
+        is_turn_coming: bool = false,
+        /// Whether the poll in progress may wait.
+        poll_waits: bool = false,
         /// When the last poll ended.
         polled_ns: u64 = 0,
         stopping: bool = false,
@@ -248,9 +263,12 @@ pub fn Scheduler(comptime Host: type) type {
             if (last_own(worker)) |last| last.next_own = task else worker.own_first = task;
             worker.own_last = task;
             self.own_count += 1;
-            const parked = worker.phase == .parked and self.unpark_this(worker);
+            // Else it has a turn when others have had theirs, or a call ends.
+            const poller_goes_on = if (self.holder) |holder| holder.own_first != null else false;
+            if (worker.phase == .parked and !poller_goes_on and self.can_have_turn()) {
+                self.give_turn(worker);
+            }
             self.unlock_watched();
-            if (parked) wake(worker);
         }
 
         fn last_own(worker: *Worker) ?*Task {
@@ -374,8 +392,9 @@ pub fn Scheduler(comptime Host: type) type {
             worker.ended_ns = 0;
             self.mutex.lock();
             self.end_step(worker, now_ns);
-            if (self.own_count > 0) self.wake_an_owner(worker);
+            if (self.own_count > 0) self.give_turns(worker, now_ns);
             while (!self.stopping) {
+                if (worker.is_next) return self.take_turn(worker);
                 const is_reserved = worker.bound > 0 and worker.own_first == null;
                 if (is_reserved and self.parked_unbound() != null) {
                     self.stand_aside(worker);
@@ -389,10 +408,10 @@ pub fn Scheduler(comptime Host: type) type {
                 }
                 if (self.is_poll_due(worker, now_ns)) return self.begin_poll(worker, false);
                 if (self.running < self.options.threads) {
-                    if (self.takes_own(worker)) {
+                    if (self.takes_own(worker, now_ns)) {
                         if (worker.attached) return self.begin_own(worker, now_ns);
                         if (self.attaching == 0) return self.begin_attach(worker, now_ns);
-                    } else if (self.has_waiting() and self.may_begin()) {
+                    } else if (self.has_waiting() and self.may_begin(now_ns)) {
                         if (worker.attached) return self.begin_call(worker, now_ns);
                         if (self.attaching == 0) return self.begin_attach(worker, now_ns);
                     }
@@ -418,17 +437,20 @@ pub fn Scheduler(comptime Host: type) type {
 
         /// Whether the worker goes on with a request of its own list. New ones take turns with
         /// those, unless another worker is there for them, or it is not their turn.
-        fn takes_own(self: *const Self, worker: *const Worker) bool {
+        fn takes_own(self: *const Self, worker: *const Worker, now_ns: u64) bool {
             if (worker.own_first == null) return false;
             if (!worker.took_own or !self.has_waiting()) return true;
-            return self.parked_unbound() != null or !self.may_begin();
+            if (self.is_turn_coming or self.parked_unbound() != null) return true;
+            return !self.may_begin(now_ns);
         }
 
         /// Whether a request that any worker may take can begin. One call is kept for those that
-        /// only one worker may go on with, every other time, or new ones would stay before them.
-        fn may_begin(self: *const Self) bool {
+        /// only one worker may go on with, or new ones would stay before them: every other time,
+        /// or the same time for each where they are short.
+        fn may_begin(self: *const Self, now_ns: u64) bool {
             if (self.own_count == 0 or self.last_was_begun) return true;
-            return self.running + 1 < self.options.threads or !self.has_idle_owner();
+            if (self.running + 1 < self.options.threads or !self.has_idle_owner()) return true;
+            return now_ns -| self.begun_ns < attached_ns_max;
         }
 
         fn has_idle_owner(self: *const Self) bool {
@@ -459,6 +481,7 @@ pub fn Scheduler(comptime Host: type) type {
         /// Unlocks.
         fn begin_poll(self: *Self, worker: *Worker, may_wait: bool) Step {
             worker.phase = .polling;
+            self.poll_waits = may_wait;
             self.mutex.unlock();
             if (worker.attached) self.detach(worker);
             return .{ .poll = may_wait };
@@ -480,7 +503,10 @@ pub fn Scheduler(comptime Host: type) type {
                     self.progress += 1;
                     self.predictor.learn(worker.route, now_ns -| worker.started_ns >= tick_ns);
                 },
-                .attaching => self.attaching -= 1,
+                .attaching => {
+                    self.attaching -= 1;
+                    self.is_turn_coming = false;
+                },
                 .polling => self.polled_ns = now_ns,
                 .between => {},
                 .parked => unreachable, // `park` sets the phase back before it returns
@@ -493,6 +519,7 @@ pub fn Scheduler(comptime Host: type) type {
             const is_new_due = self.last_was_begun and self.ready_count > 0;
             if (!is_new_due) if (self.pop_begun()) |task| {
                 self.last_was_begun = true;
+                self.begun_ns = now_ns;
                 self.begin_running(worker, task, now_ns);
                 return self.run_step(worker, task);
             };
@@ -516,6 +543,7 @@ pub fn Scheduler(comptime Host: type) type {
             const task = self.pop_own(worker).?;
             worker.took_own = true;
             self.last_was_begun = true;
+            self.begun_ns = now_ns;
             self.begin_running(worker, task, now_ns);
             return self.run_step(worker, task);
         }
@@ -538,28 +566,77 @@ pub fn Scheduler(comptime Host: type) type {
                 } else if (self.has_waiting() and self.attaching == 0) {
                     successor = self.unpark();
                 }
-            } else if (worker.own_first != null and self.has_waiting() and self.attaching == 0) {
-                // What is new is not to wait for all that this worker has to go on with.
-                successor = self.parked_unbound();
-                if (successor) |other| _ = self.unpark_this(other);
+                // The GIL will be free.
+                const owns = self.own_count > 0 and self.can_have_turn();
+                if (owns) _ = self.give_own_turn(worker, worker.started_ns);
             }
             self.unlock_watched();
             if (successor) |other| wake(other);
             return .{ .run = task };
         }
 
-        /// A thread may have become free for a request that waits for a worker without work. That
-        /// worker could not begin it when it came, with all threads running.
-        fn wake_an_owner(self: *Self, except: *Worker) void {
-            if (self.running >= self.options.threads or except.own_first != null) return;
-            var next_worker = self.parked;
-            while (next_worker) |worker| : (next_worker = worker.next_parked) {
-                if (worker.own_first == null) continue;
-                _ = self.unpark_this(worker);
-                return wake(worker);
+        /// Whether a worker may be told to wait for the GIL: one at a time, or the one that let go
+        /// of it would have it back before the other.
+        fn can_have_turn(self: *const Self) bool {
+            return self.attaching == 0 and self.running < self.options.threads;
+        }
+
+        /// Lets one more worker wait for the GIL, which this one lets go of after a while: one for
+        /// the requests that any may take, while this one is at its own, or the next that has some
+        /// of its own.
+        fn give_turns(self: *Self, worker: *const Worker, now_ns: u64) void {
+            if (!self.can_have_turn()) return;
+            const is_own_due = worker.own_first == null or now_ns -| self.turn_ns >= turn_ns_max;
+            if (is_own_due and self.last_turn_was_new) {
+                if (self.give_own_turn(worker, now_ns)) return;
             }
-            const holder = self.holder orelse return;
-            if (holder.phase == .polling and holder.own_first != null) self.host.wake_poller();
+            if (worker.own_first != null and self.has_waiting()) if (self.parked_unbound()) |other| {
+                self.last_turn_was_new = true;
+                self.is_turn_coming = true;
+                return self.give_turn(other);
+            };
+            if (is_own_due) _ = self.give_own_turn(worker, now_ns);
+        }
+
+        /// False when no other worker could go on with requests of its own.
+        fn give_own_turn(self: *Self, except: ?*const Worker, now_ns: u64) bool {
+            const owner = self.next_owner(except) orelse return false;
+            self.turn_ns = now_ns;
+            self.last_turn_was_new = false;
+            self.give_turn(owner);
+            return true;
+        }
+
+        /// The next, in their order, that could go on with requests of its own.
+        fn next_owner(self: *Self, except: ?*const Worker) ?*Worker {
+            for (1..self.worker_total + 1) |step| {
+                const place = (self.turn + step) % self.worker_total;
+                const worker = self.workers[place];
+                if (worker == except or worker.own_first == null) continue;
+                const waits = worker.phase == .parked or
+                    (worker.phase == .polling and self.poll_waits);
+                if (!waits) continue;
+                self.turn = place;
+                return worker;
+            }
+            return null;
+        }
+
+        fn give_turn(self: *Self, worker: *Worker) void {
+            worker.is_next = true;
+            self.attaching += 1;
+            if (worker.phase == .polling) return self.host.wake_poller();
+            if (self.unpark_this(worker)) wake(worker);
+        }
+
+        /// Unlocks.
+        fn take_turn(self: *Self, worker: *Worker) Step {
+            worker.is_next = false;
+            worker.phase = .attaching;
+            worker.attach_ns = sys.monotonic_ns();
+            if (self.holder == null) self.holder = worker;
+            self.unlock_watched();
+            return .attach;
         }
 
         fn begin_attach(self: *Self, worker: *Worker, now_ns: u64) Step {
@@ -675,7 +752,10 @@ pub fn Scheduler(comptime Host: type) type {
             } else false;
             const queue_waits = self.has_waiting() and self.attaching == 0 and
                 self.running < self.options.threads;
-            if (self.own_count > 0) self.release_overdue();
+            if (self.own_count > 0) {
+                self.release_overdue();
+                if (stuck and self.can_have_turn()) _ = self.give_own_turn(null, self.turn_ns);
+            }
             var chosen: ?*Worker = null;
             if (stuck and self.parked != null and (holder_busy or queue_waits)) {
                 if (holder_busy) {
@@ -733,7 +813,9 @@ test "a worker whose turn is not for its own requests may begin another" {
                 scheduler.submit_begun(&tasks[0]);
                 try testing.expectEqual(1, scheduler.submit(&.{&tasks[1]}, sys.monotonic_ns()));
                 // Else it would park, and nobody would ever wake it to any end.
-                try testing.expect(scheduler.takes_own(&worker) or scheduler.may_begin());
+                const now_ns = sys.monotonic_ns();
+                const takes_own = scheduler.takes_own(&worker, now_ns);
+                try testing.expect(takes_own or scheduler.may_begin(now_ns));
             }
         };
     }

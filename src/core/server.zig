@@ -28,6 +28,7 @@ const request_ids = @import("request_id.zig");
 const connection_module = @import("connection.zig");
 const proxies_module = @import("proxies.zig");
 const notices_module = @import("notices.zig");
+const static_module = @import("static.zig");
 const Poller = @import("poller.zig").Poller;
 const Suspension = @import("suspension.zig").Suspension;
 const Connection = connection_module.Connection;
@@ -76,6 +77,8 @@ pub const Options = struct {
     slow_request_ms: u64 = 0,
     /// Answers have a Server-Timing field.
     server_timing: bool = false,
+    /// What is answered from files.
+    static: []const static_module.Options = &.{},
 
     pub fn head_limits(self: *const Options) request_head.Limits {
         return .{
@@ -617,8 +620,10 @@ pub const Server = struct {
         const exchange = connection.exchange.?;
         const progress = &crew.reply.progress;
         connection.worker = null;
-        // What is pinned goes with the application's object; only a parked response keeps that.
-        if (progress.broken or exchange.output.pinned.len > 0) {
+        // What is pinned goes with the application's object; only a parked response keeps that. A
+        // file goes with its response.
+        const output = &exchange.output;
+        if (progress.broken or output.pinned.len > 0 or output.file.remaining > 0) {
             connection.state = .closing;
             return self.hand_back(connection);
         }
@@ -650,6 +655,8 @@ pub const Server = struct {
         // Only the poller can begin a wait that may be shorter than the heap's entry.
         if (connection.exchange.?.suspension != null) return self.hand_back(connection);
         connection.deadline_ms = sys.monotonic_ms() + self.options.write_timeout_ms;
+        // The socket need not be full: no event may tell of it.
+        if (connection.exchange.?.output.file.remaining > 0) return self.hand_back(connection);
         self.give_up_turn(connection);
     }
 

@@ -16,6 +16,7 @@ const reply_module = @import("reply.zig");
 const ResponseHead = @import("response_head.zig").ResponseHead;
 const Turn = @import("connection.zig").Turn;
 const Suspension = @import("suspension.zig").Suspension;
+const FilePart = @import("file_part.zig").FilePart;
 const Crew = server_module.Crew;
 const Server = server_module.Server;
 
@@ -259,6 +260,7 @@ pub const App = struct {
                 .waits = .{ .timeout_ms = third, .event = @enumFromInt(@min(fourth, 4)) },
             }),
             .write => try write_pieces(crew, first, second),
+            .file => try self.send_file(crew, first, second, third),
             .fail => return error.Raised,
             .broken => {
                 try crew.reply.start("200 OK");
@@ -299,6 +301,8 @@ pub const App = struct {
         wait,
         /// As `stream`, through `write`, which waits for the client.
         write,
+        /// A file of so many bytes from an offset on, which says that it has so many more.
+        file,
         fail,
         broken,
         /// Less, or more, than its own Content-Length.
@@ -383,6 +387,21 @@ pub const App = struct {
             fill_pattern(piece, offset);
             offset += piece_bytes;
             try crew.reply.write(piece, null);
+        }
+        try crew.reply.finish();
+    }
+
+    fn send_file(self: *App, crew: *Crew, size: u32, offset: u32, missing: u32) Trouble!void {
+        const fd = sys.open_unlinked("/tmp") catch return error.Raised;
+        const bytes = try gpa.alloc(u8, size);
+        defer gpa.free(bytes);
+        fill_pattern(bytes, 0);
+        sys.write_all_at(fd, bytes, 0) catch return error.Raised;
+        try crew.reply.start("200 OK");
+        const remaining = size + missing - offset;
+        const part: FilePart = .{ .fd = fd, .offset = offset, .remaining = remaining };
+        if (try crew.reply.offer_file(part) == .full) {
+            return self.park(crew, .{ .pieces_left = 0, .piece_bytes = 0 });
         }
         try crew.reply.finish();
     }

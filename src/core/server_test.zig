@@ -17,6 +17,7 @@ const gpa = testing.allocator;
 test {
     _ = @import("body_test.zig");
     _ = @import("reply_test.zig");
+    _ = @import("server_files_test.zig");
     _ = @import("server_end_test.zig");
     _ = @import("server_stress_test.zig");
     _ = @import("faults_test.zig");

@@ -138,6 +138,64 @@ fn send_message(fd: Fd, pieces: []const Iovec, flags: u32) WriteError!usize {
     }
 }
 
+/// The same, where the rest of the response follows at once: the kernel may wait for it, so that
+/// both leave in one packet.
+pub fn send_vector_before_more(fd: Fd, pieces: []const Iovec) WriteError!usize {
+    var message = std.mem.zeroes(c.msghdr_const);
+    message.iov = pieces.ptr;
+    message.iovlen = @intCast(pieces.len);
+    const more = if (is_linux) std.os.linux.MSG.MORE else 0;
+    while (true) {
+        const count = c.sendmsg(fd, &message, c.MSG.NOSIGNAL | more);
+        if (count >= 0) return @intCast(count);
+        if (try retry_write()) continue;
+    }
+}
+
+pub const SendFileError = WriteError || error{
+    /// The file system or the socket does not know how: read and send instead.
+    Unsupported,
+    /// The file cannot be read.
+    FileUnreadable,
+};
+
+/// Of one call; Linux takes no more.
+const send_file_bytes_max = 0x7fff_f000;
+
+/// Sends bytes of a regular file, from `offset` on, without a copy through the process. 0 at the
+/// file's end. Blocks where the bytes have to come from a disk.
+pub fn send_file(socket: Fd, file: Fd, offset: u64, count: u64) SendFileError!usize {
+    const size: usize = @intCast(@min(count, send_file_bytes_max));
+    while (true) {
+        const sent = if (is_linux)
+            send_file_linux(socket, file, offset, size)
+        else
+            send_file_darwin(socket, file, offset, size);
+        if (sent) |bytes| return bytes;
+        switch (errno()) {
+            .INTR => continue,
+            .INVAL, .NOSYS, .OPNOTSUPP, .NOTSOCK => return error.Unsupported,
+            .IO, .OVERFLOW, .BADF => return error.FileUnreadable,
+            else => if (try retry_write()) continue,
+        }
+    }
+}
+
+/// Null after an error.
+fn send_file_linux(socket: Fd, file: Fd, offset: u64, size: usize) ?usize {
+    var position: c.off_t = @intCast(offset);
+    const sent = c.sendfile(socket, file, &position, size);
+    return if (sent >= 0) @intCast(sent) else null;
+}
+
+/// An error may come with bytes that were sent before it.
+fn send_file_darwin(socket: Fd, file: Fd, offset: u64, size: usize) ?usize {
+    var length: c.off_t = @intCast(size);
+    const result = c.sendfile(file, socket, @intCast(offset), &length, null, 0);
+    if (result == 0 or length > 0) return @intCast(length);
+    return null;
+}
+
 fn retry_write() WriteError!bool {
     return switch (errno()) {
         .INTR => true,
@@ -491,6 +549,130 @@ pub fn write_log(fd: Fd, bytes: []const u8) error{ WouldBlock, Failed }!usize {
             .INTR => continue,
             .AGAIN => return error.WouldBlock,
             else => return error.Failed,
+        }
+    }
+}
+
+/// What the core wants to know of an open file.
+pub const FileInfo = struct {
+    kind: Kind,
+    size: u64,
+    /// Since the epoch; an earlier time counts as the epoch.
+    modified_ns: u64,
+    changed_ns: u64,
+    device: u64,
+    inode: u64,
+
+    pub const Kind = enum { regular, directory, other };
+};
+
+pub fn file_info(fd: Fd) error{Unexpected}!FileInfo {
+    var stat: c.Stat = undefined;
+    if (c.fstat(fd, &stat) != 0) return error.Unexpected;
+    const mode: u32 = @intCast(stat.mode);
+    return .{
+        .kind = if (c.S.ISREG(@intCast(mode)))
+            .regular
+        else if (c.S.ISDIR(@intCast(mode)))
+            .directory
+        else
+            .other,
+        .size = @intCast(@max(0, stat.size)),
+        .modified_ns = nanoseconds(stat.mtime()),
+        .changed_ns = nanoseconds(stat.ctime()),
+        .device = @as(u64, @bitCast(@as(i64, @intCast(stat.dev)))),
+        .inode = @intCast(stat.ino),
+    };
+}
+
+fn nanoseconds(time: c.timespec) u64 {
+    const seconds: u64 = @intCast(@max(0, time.sec));
+    return seconds *| std.time.ns_per_s +| @as(u64, @intCast(@max(0, time.nsec)));
+}
+
+pub const FindError = error{
+    /// Not there, not to be read, or not to be reached without leaving the directory.
+    NotFound,
+    DescriptorsExhausted,
+    /// openat2 is not there, or not allowed.
+    Unsupported,
+};
+
+/// A directory to open files below.
+pub fn open_directory(path: [*:0]const u8) FindError!Fd {
+    return open_at(c.AT.FDCWD, path, .{ .ACCMODE = .RDONLY, .DIRECTORY = true, .CLOEXEC = true });
+}
+
+/// A name right in a directory; a symbolic link is not found.
+pub fn open_directory_in(directory: Fd, name: [*:0]const u8) FindError!Fd {
+    var options: c.O = .{
+        .ACCMODE = .RDONLY,
+        .DIRECTORY = true,
+        .NOFOLLOW = true,
+        .CLOEXEC = true,
+    };
+    // Who may pass through a directory need not be able to list it.
+    if (is_linux) options.PATH = true;
+    return open_at(directory, name, options);
+}
+
+/// The same for what is to be read; a FIFO or a device is opened without waiting.
+pub fn open_file_in(directory: Fd, name: [*:0]const u8) FindError!Fd {
+    var options = reading_options;
+    options.NOFOLLOW = true;
+    return open_at(directory, name, options);
+}
+
+const reading_options: c.O = .{
+    .ACCMODE = .RDONLY,
+    .NONBLOCK = true,
+    .NOCTTY = true,
+    .CLOEXEC = true,
+};
+
+/// Opens a relative path for reading. Symbolic links are followed as long as they stay below the
+/// directory (openat2(2), RESOLVE_BENEATH).
+pub fn open_beneath(directory: Fd, path: [*:0]const u8) FindError!Fd {
+    if (!is_linux) return error.Unsupported;
+    const How = extern struct { flags: u64, mode: u64, resolve: u64 };
+    const resolve_no_magic_links = 0x02;
+    const resolve_beneath = 0x08;
+    var options = reading_options;
+    if (@hasField(c.O, "LARGEFILE")) options.LARGEFILE = true;
+    const how: How = .{
+        .flags = @as(u32, @bitCast(options)),
+        .mode = 0,
+        .resolve = resolve_beneath | resolve_no_magic_links,
+    };
+    const linux = std.os.linux;
+    // EAGAIN: something was renamed meanwhile, so that a ".." of a link could not be judged.
+    for (0..8) |_| {
+        const result = linux.syscall4(
+            .openat2,
+            @as(usize, @bitCast(@as(isize, directory))),
+            @intFromPtr(path),
+            @intFromPtr(&how),
+            @sizeOf(How),
+        );
+        switch (linux.E.init(result)) {
+            .SUCCESS => return @intCast(result),
+            .INTR, .AGAIN => continue,
+            .NOSYS, .PERM => return error.Unsupported,
+            .MFILE, .NFILE, .NOMEM => return error.DescriptorsExhausted,
+            else => return error.NotFound,
+        }
+    }
+    return error.NotFound;
+}
+
+fn open_at(directory: Fd, path: [*:0]const u8, options: c.O) FindError!Fd {
+    while (true) {
+        const fd = c.openat(directory, path, options);
+        if (fd >= 0) return fd;
+        switch (errno()) {
+            .INTR => continue,
+            .MFILE, .NFILE, .NOMEM => return error.DescriptorsExhausted,
+            else => return error.NotFound,
         }
     }
 }

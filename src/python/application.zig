@@ -46,6 +46,8 @@ const Response = struct {
     input: ?*input_stream.InputStream = null,
     /// Of the whole body, where it is known before the first piece is sent.
     length: ?u64 = null,
+    /// Of our own file wrapper, of which no more is sent than the Content-Length says.
+    is_file: bool = false,
 
     fn drop(self: *Response) void {
         capi.drop_maybe(self.iterator);
@@ -463,8 +465,27 @@ pub const Bridge = struct {
             const count = capi.PyTuple_Size(iterable);
             return self.respond_sequence(crew, response, count, capi.PyTuple_GetItem);
         }
+        if (file_wrapper.is_wrapper(iterable)) return self.respond_file(crew, response);
         response.iterator = try capi.owned(capi.PyObject_GetIter(iterable));
         if (is_of_length_one(iterable)) return self.respond_first(crew, response);
+        return self.iterate(crew, response);
+    }
+
+    /// From the file itself where it is one, else block by block.
+    fn respond_file(self: *Bridge, crew: *Crew, response: *Response) Trouble!State {
+        try self.check_may_write(crew);
+        const reply = &crew.reply;
+        const wrapper = response.iterable.?;
+        if (reply.takes_file()) if (file_wrapper.open_regular(wrapper)) |file| {
+            const flow = reply.offer_file(file) catch |err| return trouble_of(err);
+            if (flow == .full) {
+                if (self.may_park(crew)) return .parked;
+                reply.settle() catch |err| return trouble_of(err);
+            }
+            return self.finish(crew);
+        };
+        response.is_file = true;
+        response.iterator = try capi.owned(capi.PyObject_GetIter(wrapper));
         return self.iterate(crew, response);
     }
 
@@ -549,10 +570,11 @@ pub const Bridge = struct {
     fn iterate(self: *Bridge, crew: *Crew, response: *Response) Trouble!State {
         const iterator = response.iterator.?;
         // HEAD, 204, 304: nothing that would follow the head is sent.
-        while (!self.has_said_all(crew)) {
+        while (!has_said_all(crew, response)) {
             const piece = capi.PyIter_Next(iterator) orelse break;
             response.piece = piece;
-            const bytes = try piece_bytes(piece);
+            var bytes = try piece_bytes(piece);
+            if (response.is_file) bytes = crew.reply.cut_to_length(bytes);
             if (bytes.len > 0) {
                 if (try self.offer(crew, bytes, response.length) == .full) return .parked;
             } else if (self.begin_suspension(crew)) {
@@ -582,9 +604,10 @@ pub const Bridge = struct {
         return false;
     }
 
-    fn has_said_all(_: *Bridge, crew: *Crew) bool {
+    fn has_said_all(crew: *Crew, response: *const Response) bool {
         const progress = &crew.reply.progress;
-        return progress.head_sent and progress.framing == .none;
+        if (progress.head_sent and progress.framing == .none) return true;
+        return response.is_file and crew.reply.length_left() == 0;
     }
 
     /// PEP 3333, "Handling the Content-Length Header": then the first piece is the whole body.

@@ -1,7 +1,9 @@
 //! `wsgi.file_wrapper` (PEP 3333, "Optional Platform-Specific File Handling"): an iterable of
 //! blocks of a file-like object. GIL held. The object's own methods are called, so any file-like
-//! will do.
+//! will do; where they would only give the bytes of a regular file, the file itself is sent.
 
+const std = @import("std");
+const core = @import("core");
 const capi = @import("capi.zig");
 const names_module = @import("names.zig");
 const Object = capi.Object;
@@ -16,13 +18,118 @@ pub const FileWrapper = extern struct {
 
 var type_object: ?*capi.Type = null;
 var keys: *const names_module.Keys = undefined;
+/// The standard library's types of files whose `read` gives the bytes of their descriptor.
+var plain_type: *capi.Type = undefined;
+var reader_type: *capi.Type = undefined;
+var random_type: *capi.Type = undefined;
 
 /// The class, for the environ; a new reference.
 pub fn init_type(own_keys: *const names_module.Keys) capi.Error!*Object {
     keys = own_keys;
+    const io = try capi.owned(capi.PyImport_ImportModule("io"));
+    defer capi.drop(io);
+    plain_type = try type_of(io, "FileIO");
+    reader_type = try type_of(io, "BufferedReader");
+    random_type = try type_of(io, "BufferedRandom");
     type_object = capi.PyType_FromSpec(&spec) orelse return error.Raised;
     return @ptrCast(@alignCast(type_object.?));
 }
+
+fn type_of(module: *Object, name: [*:0]const u8) capi.Error!*capi.Type {
+    return @ptrCast(@alignCast(try capi.owned(capi.PyObject_GetAttrString(module, name))));
+}
+
+/// Whether it is one of ours, and not something that an application has put round it.
+pub fn is_wrapper(object: *const Object) bool {
+    return capi.is_exact(object, type_object.?);
+}
+
+// ---- The file itself ---------------------------------------------------------------------------
+
+/// What is left of the regular file that the wrapper's blocks would come from, with a descriptor of
+/// its own; null where only its `read` can tell what it gives. Never raises.
+pub fn open_regular(wrapper: *Object) ?core.file_part.FilePart {
+    return find_regular(of(wrapper).filelike.?) catch {
+        // Reading will say what is wrong with the file, if anything is.
+        capi.PyErr_Clear();
+        return null;
+    };
+}
+
+fn find_regular(filelike: *Object) capi.Error!?core.file_part.FilePart {
+    const file = try reading_file(filelike) orelse return null;
+    defer capi.drop(file);
+    if (!try is_real(file)) return null;
+    const position = try call_integer(file, keys.tell);
+    const number = try call_integer(file, keys.fileno);
+    if (position < 0 or number < 0 or number > std.math.maxInt(c_int)) return null;
+    const offset: u64 = @intCast(position);
+    const fd = core.sys.duplicate(@intCast(number)) orelse return null;
+    const info = core.sys.file_info(fd) catch {
+        core.sys.close(fd);
+        return null;
+    };
+    // Of size 0 are also files that have contents, such as those of /proc.
+    if (info.kind != .regular or info.size <= offset) {
+        core.sys.close(fd);
+        return null;
+    }
+    return .{ .fd = fd, .offset = offset, .remaining = info.size - offset };
+}
+
+/// The object whose own `read` is called where the file-like's is: itself, or what a proxy such as
+/// Django's `File` stands for. A new reference; null for a `read` that is written in Python, which
+/// may give anything, as may that of gzip's files, whose descriptor has other bytes.
+fn reading_file(filelike: *Object) capi.Error!?*Object {
+    const read = try capi.owned(capi.PyObject_GetAttr(filelike, keys.read));
+    defer capi.drop(read);
+    if (capi.is_exact(read, &capi.PyCFunction_Type)) {
+        return capi.new(capi.PyCFunction_GetSelf(read) orelse return null);
+    }
+    // NamedTemporaryFile's methods are wrapped, to keep the file alive.
+    const module = capi.PyImport_GetModule(keys.tempfile) orelse {
+        if (capi.PyErr_Occurred() != null) return error.Raised;
+        return null;
+    };
+    defer capi.drop(module);
+    const kind = try capi.owned(capi.PyObject_GetAttr(module, keys._TemporaryFileWrapper));
+    defer capi.drop(kind);
+    if (@as(*Object, @ptrCast(@alignCast(filelike.type))) != kind) return null;
+    return try capi.owned(capi.PyObject_GetAttr(filelike, keys.file));
+}
+
+/// Whether it reads from a descriptor of its own, and nothing that was written is still on its way.
+fn is_real(file: *Object) capi.Error!bool {
+    if (capi.is_exact(file, plain_type)) return call_boolean(file, keys.readable);
+    const is_random = capi.is_exact(file, random_type);
+    if (!is_random and !capi.is_exact(file, reader_type)) return false;
+    const raw = try capi.owned(capi.PyObject_GetAttr(file, keys.raw));
+    defer capi.drop(raw);
+    if (!capi.is_exact(raw, plain_type)) return false;
+    if (is_random) capi.drop(try call_method(file, keys.flush));
+    return true;
+}
+
+fn call_method(object: *Object, name: *Object) capi.Error!*Object {
+    const end: ?*Object = null;
+    return capi.owned(capi.PyObject_CallMethodObjArgs(object, name, end));
+}
+
+fn call_boolean(object: *Object, name: *Object) capi.Error!bool {
+    const result = try call_method(object, name);
+    defer capi.drop(result);
+    return capi.PyObject_IsTrue(result) == 1;
+}
+
+fn call_integer(object: *Object, name: *Object) capi.Error!i64 {
+    const result = try call_method(object, name);
+    defer capi.drop(result);
+    const number = capi.PyLong_AsLongLong(result);
+    if (number == -1 and capi.PyErr_Occurred() != null) return error.Raised;
+    return number;
+}
+
+// ---- The iterable ------------------------------------------------------------------------------
 
 fn of(object: *Object) *FileWrapper {
     return @ptrCast(@alignCast(object));

@@ -43,6 +43,14 @@ pub const Keys = struct {
     @"serve_zig.queue_seconds": *Object,
     close: *Object,
     read: *Object,
+    readable: *Object,
+    tell: *Object,
+    fileno: *Object,
+    flush: *Object,
+    raw: *Object,
+    file: *Object,
+    tempfile: *Object,
+    _TemporaryFileWrapper: *Object,
 };
 
 const methods = [_][:0]const u8{

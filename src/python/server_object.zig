@@ -67,6 +67,7 @@ fn read_options(dict: *Object) capi.Error!Options {
         @field(options, field.name) = switch (field.type) {
             []const u8 => try read_text(value),
             bool => try read_integer(u1, value, field.name) == 1,
+            []const core.static.Options => try read_static(value),
             else => try read_integer(field.type, value, field.name),
         };
     }
@@ -88,6 +89,40 @@ fn read_text(value: *Object) capi.Error![]const u8 {
         _ = capi.PyErr_NoMemory();
         return error.Raised;
     };
+}
+
+/// A list of tuples of route, directory, cache_control, index and fallthrough.
+fn read_static(list: *Object) capi.Error![]const core.static.Options {
+    const count: usize = @intCast(@max(0, capi.PyList_Size(list)));
+    if (capi.PyErr_Occurred() != null) return error.Raised;
+    const tables = gpa.alloc(core.static.Options, count) catch {
+        _ = capi.PyErr_NoMemory();
+        return error.Raised;
+    };
+    for (tables, 0..) |*table, index| {
+        const entry = capi.PyList_GetItem(list, @intCast(index)) orelse return error.Raised;
+        const directory = try read_text(try static_item(entry, 1));
+        table.* = .{
+            .route = try read_text(try static_item(entry, 0)),
+            .directory = gpa.dupeZ(u8, directory) catch {
+                _ = capi.PyErr_NoMemory();
+                return error.Raised;
+            },
+            .cache_control = try read_text(try static_item(entry, 2)),
+            .index = try read_text(try static_item(entry, 3)),
+            .fallthrough = capi.PyObject_IsTrue(try static_item(entry, 4)) == 1,
+        };
+        if (table.cache_control.len > core.static.option_bytes_max or
+            table.index.len > core.static.option_bytes_max)
+        {
+            return capi.raise(capi.PyExc_ValueError, "a value of static is too long");
+        }
+    }
+    return tables;
+}
+
+fn static_item(entry: *Object, index: capi.ssize) capi.Error!*Object {
+    return capi.PyTuple_GetItem(entry, index) orelse error.Raised;
 }
 
 fn read_listeners(
