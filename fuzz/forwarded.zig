@@ -174,9 +174,11 @@ fn expect_joined(flavour: forwarded.Flavour, trusted: []const cidr.Range, verdic
 fn expect_valid(claims: *const forwarded.Claims, flavour: forwarded.Flavour) void {
     if (claims.host.len > 0) {
         expect(core.host.valid(claims.host.of(&sent.bytes)), "a host is one");
-        const is_one_field = flavour == .forwarded;
-        const field: core.fields.Name = if (is_one_field) .forwarded else .x_forwarded_host;
-        expect(lies_in(claims.host, field), "a host comes from its field");
+        const named: core.fields.Name = switch (flavour) {
+            .forwarded => .forwarded,
+            .x_forwarded => .x_forwarded_host,
+        };
+        expect(lies_in(claims.host, named), "a host comes from its field");
     }
     if (claims.port) |port| expect(port > 0, "a port is one");
     const prefix = claims.prefix.of(&sent.bytes);

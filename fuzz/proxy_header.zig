@@ -80,8 +80,8 @@ fn expect_alone(bytes: []const u8, whole: *const Parser) void {
     expect(whole.header_bytes <= bytes.len, "a header is part of what came");
     expect(whole.header_bytes <= proxy_header.bytes_max, "a header has a limit");
     var alone: Parser = .{};
-    const alone_verdict = feed(&alone, bytes[0..whole.header_bytes]);
-    expect(alone_verdict == .complete, "what follows is not looked at");
+    const again = feed(&alone, bytes[0..whole.header_bytes]);
+    expect(again == .complete, "what follows is not looked at");
     expect_same(whole.source, alone.source);
     var shorter: Parser = .{};
     const verdict = feed(&shorter, bytes[0 .. whole.header_bytes - 1]);
