@@ -84,7 +84,7 @@ def test_descriptors_are_waited_for(server: Server, how: str) -> None:
 
 def test_many_responses_wait_for_one_descriptor(server: Server) -> None:
     """Each is told; none of the server's descriptors is left."""
-    before = body_of(server, "/descriptors")
+    before = int(body_of(server, "/descriptors"))
     with all_closed([server.connect() for _ in range(5)]) as connections:
         for connection in connections:
             connection.send(get("/same-descriptor"))
@@ -93,7 +93,9 @@ def test_many_responses_wait_for_one_descriptor(server: Server) -> None:
         for connection in connections:
             assert connection.response().body == b"ready"
     wait_until(
-        lambda: body_of(server, "/descriptors") == before, 5, lambda: "descriptors are left open"
+        lambda: int(body_of(server, "/descriptors")) <= before,
+        5,
+        lambda: "descriptors are left open",
     )
 
 
@@ -217,7 +219,7 @@ def test_trailers_of_a_streamed_body_come_with_its_end(server: Server) -> None:
 
 def test_streams_end_with_their_clients_and_leave_nothing(server: Server) -> None:
     """Hundreds that are cut in every phase: descriptors come back."""
-    before = body_of(server, "/descriptors")
+    before = int(body_of(server, "/descriptors"))
     for number in range(150):
         with socket.create_connection(("127.0.0.1", server.port)) as raw:
             raw.sendall(get(f"/stream?name=cut{number}"))
@@ -228,7 +230,9 @@ def test_streams_end_with_their_clients_and_leave_nothing(server: Server) -> Non
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     server.wait_event("closed", stream="cut149", within=5)
     wait_until(
-        lambda: body_of(server, "/descriptors") == before, 5, lambda: "descriptors are left open"
+        lambda: int(body_of(server, "/descriptors")) <= before,
+        5,
+        lambda: "descriptors are left open",
     )
 
 
