@@ -24,7 +24,8 @@ def server() -> Any:
     while frame is not None:
         for value in frame.f_locals.values():
             for one in (value, getattr(value, "_server", None)):
-                if hasattr(one, "metrics_text"):
+                # Not the class, which the launcher has in a variable too.
+                if hasattr(one, "metrics_text") and not isinstance(one, type):
                     return one
         frame = frame.f_back
     raise LookupError("no server")
