@@ -88,6 +88,8 @@ def test_what_the_kernel_has_accepted_is_answered(
     """Connections in the accept queue when SIGTERM comes; the process has not seen them yet."""
     bind = {} if kind == "tcp" else {"listen": {"bind": f"unix:{tmp_path}/a.sock"}}
     server = serve("working:app", bind)
+    # It accepts a moment before it serves, and a signal then ends the start.
+    server.wait_log(" serves ")
     server.send_signal(signal.SIGSTOP)
     try:
         connections = [server.connect() for _ in range(50)]
