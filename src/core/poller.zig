@@ -350,12 +350,8 @@ pub const Poller = struct {
         if (suspension.is_resumed() or suspension.deadline_ms <= self.now_ms) {
             return self.resume_parked(connection);
         }
-        if (suspension.watched != sys.no_fd) {
-            const token = connection.token() | watch_bit;
-            const fd = suspension.watched;
-            // A file that cannot be watched is ready (as select has it), and so the wait is over.
-            if (sys.wait_ready(fd, suspension.what, 0)) return self.end_watch(connection);
-            self.reactor.watch(fd, token, suspension.what) catch return self.end_watch(connection);
+        if (suspension.watched != sys.no_fd and !self.watch(connection, suspension)) {
+            return self.end_watch(connection);
         }
         // Nobody may look at the head while it moves.
         self.server.sending.remove(exchange);
@@ -378,11 +374,23 @@ pub const Poller = struct {
         self.resume_parked(connection);
     }
 
-    /// The event may be one of an earlier wait.
+    /// False when there is nothing to wait for.
+    fn watch(self: *Poller, connection: *Connection, suspension: *const Suspension) bool {
+        const token = connection.token() | watch_bit;
+        const fd = suspension.watched;
+        if (sys.wait_ready(fd, suspension.what, 0)) return false;
+        // A file that cannot be watched is ready, as select has it.
+        self.reactor.watch(fd, token, suspension.what) catch return false;
+        return true;
+    }
+
+    /// The event may be one of an earlier wait, or somebody else has taken what came: then the
+    /// watch, which tells once, begins anew.
     fn on_watched(self: *Poller, connection: *Connection) void {
         const suspension = self.suspension_of(connection) orelse return;
         if (suspension.watched == sys.no_fd) return;
-        if (sys.wait_ready(suspension.watched, suspension.what, 0)) self.end_watch(connection);
+        self.reactor.unregister(suspension.watched);
+        if (!self.watch(connection, suspension)) self.end_watch(connection);
     }
 
     /// What a connection that is the poller's waits for.
