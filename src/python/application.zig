@@ -74,6 +74,8 @@ const Continuation = struct {
     handles: ?*call_module.Handles,
     /// Where the response was suspended before its head was sent.
     response_head: ?core.response_head.ResponseHead,
+    /// Asked for, and to begin with the next empty string; a reference.
+    suspension: ?*core.suspension.Suspension,
 };
 
 const State = enum { finished, parked };
@@ -283,6 +285,7 @@ pub const Bridge = struct {
         ));
         seat.is_proceeding = false;
         seat.response = .{};
+        handles.call.timed_out = false;
         return self.step_in(crew, seat, handles, request_context);
     }
 
@@ -324,7 +327,11 @@ pub const Bridge = struct {
         seat: *Seat,
         continuation: Continuation,
     ) capi.Error!void {
-        const handles = continuation.handles orelse try own_handles(seat);
+        const handles = continuation.handles orelse own_handles(seat) catch |err| {
+            suspend_module.forget(continuation.suspension);
+            return err;
+        };
+        handles.call.suspension = continuation.suspension;
         return self.step_in(crew, seat, handles, continuation.context);
     }
 
@@ -348,6 +355,7 @@ pub const Bridge = struct {
             end,
         );
         handles.close_for_good();
+        const asked_for = suspend_module.take(handles.call);
         const is_own = seat.handles == handles;
         const are_kept = handles.are_kept(if (is_own) seat.count_templates() else 0);
         if (is_own and are_kept) {
@@ -357,8 +365,9 @@ pub const Bridge = struct {
         if (seat.state == .parked) {
             handles.call.is_parked = true;
             const kept = if (is_own and !are_kept) null else handles;
-            self.park(crew, seat, request_context, kept);
+            self.park(crew, seat, request_context, kept, asked_for);
         } else {
+            suspend_module.forget(asked_for);
             if (!is_own or are_kept) handles.drop();
             capi.drop(request_context);
         }
@@ -371,6 +380,7 @@ pub const Bridge = struct {
         seat: *Seat,
         request_context: *Object,
         handles: ?*call_module.Handles,
+        suspension: ?*core.suspension.Suspension,
     ) void {
         if (seat.response.input) |stream| input_stream.close_for_good(stream);
         // What an application ties to a thread stays with its iterator.
@@ -383,6 +393,7 @@ pub const Bridge = struct {
             seat.response.drop();
             capi.drop(request_context);
             if (handles) |kept| kept.drop();
+            suspend_module.forget(suspension);
             return;
         };
         continuation.* = .{
@@ -390,6 +401,7 @@ pub const Bridge = struct {
             .context = request_context,
             .handles = handles,
             .response_head = crew.reply.take_head(),
+            .suspension = suspension,
         };
         seat.response = .{};
         crew.reply.park(continuation);
@@ -638,8 +650,10 @@ pub const Bridge = struct {
             return true;
         }
         const state = capi.PyEval_SaveThread();
-        active.call.timed_out = suspension.wait(crew.connection);
+        const timed_out = suspension.wait(crew.connection);
         capi.PyEval_RestoreThread(state);
+        crew.reply.progress.timed_out = timed_out;
+        active.call.timed_out = timed_out;
         suspension.release(std.heap.c_allocator);
         return false;
     }
@@ -680,9 +694,12 @@ pub const Bridge = struct {
         return .more;
     }
 
-    /// Not while another thread of the application reads the request's body: it needs the worker.
+    /// Not while another thread of the application reads the request's body, or writes: it needs
+    /// the worker.
     fn may_park(self: *Bridge, crew: *Crew) bool {
-        const input = self.seats[crew.worker.index].input orelse return true;
+        const seat = &self.seats[crew.worker.index];
+        if (seat.active.?.call.busy) return false;
+        const input = seat.input orelse return true;
         return !input.busy;
     }
 

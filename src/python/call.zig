@@ -47,6 +47,9 @@ pub const Handles = struct {
     writable: *Object,
     step: *Object,
 
+    /// How many of them are bound to the call.
+    const bound_count = 8;
+
     /// `step_definition` is what runs inside the request's context.
     pub fn create(step_definition: *const capi.MethodDef) capi.Error!*Handles {
         const self = std.heap.c_allocator.create(Handles) catch {
@@ -97,14 +100,19 @@ pub const Handles = struct {
     /// hold the callables that are in the environ.
     pub fn are_kept(self: *const Handles, holders: usize) bool {
         if (capi.is_shared(self.start_response) or capi.is_shared(self.write)) return true;
-        for ([_]*const Object{
+        const callables = [_]*const Object{
             self.early_hints,
             self.client_disconnected,
             self.suspend_response,
             self.readable,
             self.writable,
-        }) |callable| if (capi.holders_of(callable) > holders + 1) return true;
-        return false;
+        };
+        // The call is in the environ too, and each callable and the step hold it. None of them has
+        // fewer holders, so one comparison is enough.
+        var found = capi.holders_of(&self.call.head);
+        for (callables) |callable| found +%= capi.holders_of(callable);
+        const of_call = 1 + bound_count + holders;
+        return found > of_call + callables.len * (holders + 1);
     }
 
     /// The request is over. A thread that is still writing has to let go first.
@@ -116,7 +124,6 @@ pub const Handles = struct {
             capi.PyEval_RestoreThread(state);
         }
         self.call.crew = null;
-        suspend_module.disarm(self.call);
     }
 };
 

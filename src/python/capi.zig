@@ -43,7 +43,7 @@ pub inline fn drop_maybe(object: ?*Object) void {
 
 /// How many references there are.
 pub inline fn holders_of(object: *const Object) usize {
-    return @intCast(@max(0, object.refcount));
+    return @bitCast(object.refcount);
 }
 
 /// The count that CPython keeps; for telling whether anybody else holds an object of ours.

@@ -79,20 +79,19 @@ fn arm(call: *Call, timeout: ?u64) capi.Error!*Suspension {
         _ = capi.PyErr_NoMemory();
         return error.Raised;
     };
-    disarm(call);
+    forget(call.suspension);
     call.suspension = made;
     return made;
 }
 
-/// Forgets a suspension that was asked for and not begun.
-pub fn disarm(call: *Call) void {
-    const suspension = call.suspension orelse return;
-    call.suspension = null;
+/// Ends a suspension that was asked for and did not begin.
+pub fn forget(asked_for: ?*Suspension) void {
+    const suspension = asked_for orelse return;
     _ = suspension.end();
     suspension.release(std.heap.c_allocator);
 }
 
-/// The suspension that an empty string begins now; its reference goes to the caller.
+/// The suspension that was asked for last; its reference goes to the caller.
 pub fn take(call: *Call) ?*Suspension {
     defer call.suspension = null;
     return call.suspension;

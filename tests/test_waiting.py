@@ -1,0 +1,214 @@
+"""Responses that wait for an event of the application, in unusual ways, on a real server."""
+
+import random
+import threading
+import time
+
+import pytest
+
+from serving import Server, Servers, wait_until
+from wire import all_closed, get, post
+
+LARGE = 8 << 20
+
+
+@pytest.fixture(scope="module")
+def server(serve_module: Servers) -> Server:
+    """Two threads."""
+    return serve_module("waiting:app", {"concurrency": {"threads": 2}})
+
+
+@pytest.fixture(scope="module")
+def single(serve_module: Servers) -> Server:
+    """One thread, so that two workers serve everything."""
+    return serve_module("waiting:app", {"concurrency": {"threads": 1}})
+
+
+def body_of(server: Server, target: str) -> bytes:
+    """Return the body of a GET."""
+    answer = server.exchange(get(target, "Connection: close"))
+    assert answer.status == 200, answer
+    return answer.body
+
+
+def test_a_wait_asked_for_before_a_slow_piece_is_not_lost(server: Server) -> None:
+    """The response parks for its client in between, and then for its event."""
+    with server.connect(receive_buffer=4096) as connection:
+        connection.send(get("/asked-before-piece"))
+        connection.head()
+        time.sleep(0.2)
+        taken = 0
+        while taken < LARGE:
+            taken += len(connection.chunk())
+        connection.expect_silence(0.3)
+        assert body_of(server, "/wake?name=early") == b"woken"
+        assert connection.chunk() == b"resumed"
+        assert connection.chunk() == b""
+
+
+def test_the_flag_of_another_request_is_not_seen(single: Server) -> None:
+    """No wait has timed out before the first."""
+    for _ in range(5):
+        assert body_of(single, "/forgetful") == b"went on"
+        assert body_of(single, "/flag") == b"resumed"
+
+
+def test_the_flag_alone_may_be_kept(single: Server) -> None:
+    """Though other requests, which keep theirs, run on the same threads meanwhile."""
+    with all_closed([single.connect() for _ in range(4)]) as connections:
+        for connection in connections:
+            connection.send(get("/flag-alone"))
+        single.wait_event("waiting", count=4)
+        for _ in range(12):
+            assert body_of(single, "/keep") == b"kept"
+        for connection in connections:
+            assert connection.response().body == b"timeout"
+
+
+def test_another_thread_may_write_during_a_wait(server: Server) -> None:
+    """It needs the worker, so the response waits on that."""
+    with server.connect(receive_buffer=4096) as connection:
+        connection.send(get("/written-meanwhile"))
+        connection.head()
+        time.sleep(0.4)
+        assert connection.chunk() == bytes(LARGE)
+        assert connection.chunk() == b"end"
+        assert connection.chunk() == b""
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+@pytest.mark.parametrize("length", ["", "1"])
+@pytest.mark.parametrize("kind", ["iterable", "write", "suspend"])
+def test_pieces_do_not_wait_for_the_next(
+    server: Server, kind: str, length: str, version: str
+) -> None:
+    """A burst is with the client soon, whatever the application does next."""
+    with server.connect() as connection:
+        began = time.monotonic()
+        connection.send(get(f"/burst?kind={kind}&length={length}", version=version))
+        head = connection.head()
+        for _ in range(3):
+            data = connection.chunk() if head.framing == "chunked" else connection.take(100)
+            assert data == b"x" * 100
+        assert time.monotonic() - began < 0.15
+        data = connection.chunk() if head.framing == "chunked" else connection.take(100)
+        assert data == b"y" * 100
+        assert time.monotonic() - began >= 0.4
+
+
+@pytest.mark.parametrize("target", ["/burst?kind=raise", "/slow-close"])
+def test_pieces_before_an_error_do_not_wait(server: Server, target: str) -> None:
+    """They are with the client before the end that shows the error."""
+    with server.connect() as connection:
+        began = time.monotonic()
+        connection.send(get(target))
+        connection.head()
+        for _ in range(3):
+            assert connection.chunk() == b"x" * 100
+        assert time.monotonic() - began < 0.15
+        connection.expect_cut()
+    server.wait_log("ValueError: in the middle")
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_the_last_pieces_of_a_burst_leave_with_the_end(server: Server, version: str) -> None:
+    """Also where the end is the end of the connection."""
+    with server.connect() as connection:
+        began = time.monotonic()
+        connection.send(get("/burst?kind=close", version=version))
+        assert connection.response().body == b"x" * 300
+        assert time.monotonic() - began < 0.15
+
+
+@pytest.mark.parametrize(
+    ("method", "status"), [("HEAD", "200 OK"), ("GET", "204 None"), ("GET", "304 Same")]
+)
+def test_responses_without_a_body_wait_too(server: Server, method: str, status: str) -> None:
+    """Nothing but the head is sent, and the iterable is closed."""
+    request = f"{method}{status[:3]}"
+    target = f"/bodiless?request={request}&status={status.replace(' ', '+')}"
+    with server.connect() as connection:
+        connection.send(get(target, method=method) + get("/hello"))
+        answer = connection.response(method)
+        assert (answer.status, answer.body) == (int(status[:3]), b"")
+        assert connection.response().body == b"hello"
+    assert len(server.wait_event("closed", request=request)) == 1
+
+
+def test_http_1_0_waits_too(server: Server) -> None:
+    """Its body ends with the connection."""
+    answer = server.exchange(get("/by-time?ms=30", version="1.0"))
+    assert answer.body == b"timeout timeout "
+
+
+def test_a_wait_without_a_head_is_a_500(server: Server) -> None:
+    """PEP 3333 wants start_response before the end."""
+    assert server.exchange(get("/headless")).status == 500
+    server.wait_log("without having called start_response")
+
+
+def test_a_head_can_be_replaced_after_a_wait(server: Server) -> None:
+    """With exc_info, as long as nothing was sent."""
+    answer = server.exchange(get("/replaced-head"))
+    assert (answer.status, answer.reason, answer.body) == (500, "Replaced", b"replaced")
+
+
+def test_a_body_can_be_read_after_a_wait(server: Server) -> None:
+    """One that was gathered, and one whose client is told to go on only then."""
+    assert server.exchange(post("/unread-body", bytes(200_000))).body == b"200000"
+    with server.connect() as connection:
+        connection.send(
+            b"POST /unread-body HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n"
+            b"Expect: 100-continue\r\n\r\n"
+        )
+        assert connection.interim_response().status == 100
+        connection.send(b"hello")
+        assert connection.response().body == b"5"
+
+
+@pytest.mark.parametrize("how", ["finaliser", "signal"])
+def test_resume_is_called_from_unusual_places(server: Server, how: str) -> None:
+    """Where anything may be going on."""
+    assert body_of(server, f"/by-{how}") == b"rrrrr"
+
+
+def test_a_fork_does_not_disturb_a_wait(server: Server) -> None:
+    """The child has the server's descriptors until it ends."""
+    assert body_of(server, "/forking") == b"resumed"
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_every_response_that_waits_is_closed_once(serve: Servers, threads: int) -> None:
+    """Whatever it waits for, and whatever its client does meanwhile."""
+    server = serve("waiting:app", {"concurrency": {"threads": threads}})
+    errors: list[BaseException] = []
+    deadline = time.monotonic() + 2.0
+
+    def visit(number: int) -> None:
+        chance = random.Random(number)
+        try:
+            while time.monotonic() < deadline:
+                seed = chance.randrange(1_000_000)
+                with server.connect(receive_buffer=chance.choice([0, 4096])) as connection:
+                    connection.send(get(f"/restless?rounds={chance.randrange(30)}&seed={seed}"))
+                    if chance.random() < 0.5:
+                        assert connection.response().status == 200
+                        continue
+                    time.sleep(chance.random() * 0.05)
+                    if chance.random() < 0.7:
+                        connection.reset()
+        except BaseException as error:
+            errors.append(error)
+
+    visitors = [threading.Thread(target=visit, args=(number,)) for number in range(8)]
+    for visitor in visitors:
+        visitor.start()
+    for visitor in visitors:
+        visitor.join(20)
+    assert not errors, errors
+    wait_until(
+        lambda: body_of(server, "/count-restless") == b"0 0",
+        5,
+        lambda: f"open, closed twice: {body_of(server, '/count-restless')!r}",
+    )
+    assert server.stop() == 0
