@@ -281,6 +281,17 @@ def test_time_in_which_the_client_is_slow(json_log: Logged) -> None:
     assert record["bytes_sent"] > 8_000_000
 
 
+@pytest.mark.parametrize("target", ["/large?6000000", "/written?6000000", "/file?6000000"])
+def test_every_byte_of_a_slow_response_counts(json_log: Logged, target: str) -> None:
+    """Whoever sent it, the worker, the poller, or a worker that waited for the client."""
+    with json_log.server.connect(receive_buffer=4096) as connection:
+        connection.send(get(target, "Connection: close"))
+        time.sleep(0.2)
+        received = len(connection.read_to_end())
+    (record,) = json_log.records(1)
+    assert record["bytes_sent"] == received > 6_000_000
+
+
 def test_a_stream_that_waits_for_its_client_is_not_the_applications_time(json_log: Logged) -> None:
     # While the application reads what the client holds back, it is the body's time.
     with json_log.server.connect() as connection:

@@ -304,15 +304,23 @@ pub const Reply = struct {
     /// Sends once of what was kept; null when the socket takes no more. Not with the GIL.
     fn send_output(self: *Reply, bytes_max: u64) WriteError!?usize {
         const output = &self.exchange.output;
-        return output.send(self.gpa, self.connection.fd, bytes_max) catch |err| switch (err) {
-            error.WouldBlock => null,
+        const fd = self.connection.fd;
+        const count = output.send(self.gpa, fd, bytes_max) catch |err| switch (err) {
+            error.WouldBlock => return null,
             error.FileEnded => {
                 self.progress.remaining += output.file.remaining;
                 output.drop_file();
                 return null;
             },
-            error.OutOfMemory, error.ConnectionGone, error.Unexpected => self.fail(),
+            error.OutOfMemory, error.ConnectionGone, error.Unexpected => return self.fail(),
         };
+        self.count_sent(count);
+        return count;
+    }
+
+    fn count_sent(self: *Reply, count: usize) void {
+        self.exchange.record.bytes_sent += count;
+        self.bytes_sent.add(count);
     }
 
     /// Waits until everything has been sent, for a producer that got `full` and cannot park.
@@ -555,8 +563,7 @@ pub const Reply = struct {
             try sys.send(fd, pieces[0].base[0..pieces[0].len])
         else
             try sys.send_vector(fd, pieces);
-        self.exchange.record.bytes_sent += count;
-        self.bytes_sent.add(count);
+        self.count_sent(count);
         return count;
     }
 

@@ -7,6 +7,7 @@ other way to it. `/environ` answers with the keys that are about the request; th
 
 import json
 import sys
+import tempfile
 import threading
 from collections.abc import Iterable
 from types import FrameType
@@ -48,6 +49,17 @@ def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[byt
         raise ValueError("on purpose\nin two lines")
     elif path == "/large":
         body = b"x" * int(environ["QUERY_STRING"])
+    elif path == "/file":
+        file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by the server
+        file.truncate(int(environ["QUERY_STRING"]))
+        start_response("200 OK", [])
+        wrapped: Iterable[bytes] = environ["wsgi.file_wrapper"](file)
+        return wrapped
+    elif path == "/written":
+        write = start_response("200 OK", [])
+        for _ in range(100):
+            write(bytes(int(environ["QUERY_STRING"]) // 100))
+        return []
     else:
         return working.app(environ, start_response)
     start_response("200 OK", [("Content-Length", str(len(body)))])
