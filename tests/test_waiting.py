@@ -96,6 +96,25 @@ def test_pieces_do_not_wait_for_the_next(
         assert time.monotonic() - began >= 0.4
 
 
+@pytest.mark.parametrize("kind", ["iterable", "write"])
+def test_what_is_kept_for_a_client_does_not_wait_for_the_next_piece(
+    serve: Servers, kind: str
+) -> None:
+    """PEP 3333: a block goes on being sent while the application makes the next one."""
+    # More than the kernel takes, and less than makes the response wait for its client.
+    server = serve("waiting:app", {"limits": {"response_memory": 8 << 20}})
+    with server.connect(receive_buffer=4096) as connection:
+        connection.send(get(f"/ahead?kind={kind}"))
+        server.wait_event("ahead", kind=kind)
+        began = time.monotonic()
+        connection.head()
+        for _ in range(400):
+            assert connection.chunk() == bytes(8 * 1024)
+        assert time.monotonic() - began < 1.0
+        assert connection.chunk() == b"end"
+        assert connection.chunk() == b""
+
+
 @pytest.mark.parametrize("target", ["/burst?kind=raise", "/slow-close"])
 def test_pieces_before_an_error_do_not_wait(server: Server, target: str) -> None:
     """They are with the client before the end that shows the error."""

@@ -62,7 +62,11 @@ const chunk_end = "\r\n";
 /// Streaming", lets another thread see to it that a block is sent while the next one is produced.
 const burst_ns_max = 200 * std.time.ns_per_us;
 
-/// That other thread: it calls `Reply.push` within a few milliseconds of a wake.
+/// How often that other thread passes by a socket that was full, at the most: some 20 ms.
+const rests_max = 31;
+
+/// That other thread: it calls `Reply.tick` within a few milliseconds of a wake, and again as long
+/// as that wants it.
 pub const Pusher = struct {
     context: *anyopaque,
     wake: *const fn (*anyopaque) void,
@@ -127,6 +131,14 @@ pub const Reply = struct {
     piece_ns: u64 = 0,
     /// The socket that may hold something back. Set by the worker, taken by whoever pushes.
     held: std.atomic.Value(sys.Fd) = .init(sys.no_fd),
+    /// Whether the output is the pusher's while the application makes its next piece. The worker
+    /// lends it and takes it back; the pusher sends under `lending`, and ends the loan when nothing
+    /// is left.
+    is_lent: std.atomic.Value(bool) = .init(false),
+    lending: std.Thread.Mutex = .{},
+    /// How often the pusher lets a socket be that was full, and how often it still does. Its own.
+    rests: u8 = 0,
+    rests_left: u8 = 0,
 
     pub fn init(
         gpa: std.mem.Allocator,
@@ -211,6 +223,7 @@ pub const Reply = struct {
         self.waits = true;
         try self.write_piece(bytes, length_known);
         if (self.progress.too_long) return error.BodyTooLong;
+        self.lend();
     }
 
     /// The same without ever waiting. After `full`, `bytes` may be in use until the output is
@@ -222,7 +235,9 @@ pub const Reply = struct {
         if (self.progress.too_long and output.pinned.len == 0) return error.BodyTooLong;
         const is_full = output.pinned.len > 0 or
             output.kept_bytes() > self.limits.memory_bytes_max;
-        return if (is_full) .full else .more;
+        if (is_full) return .full;
+        self.lend();
+        return .more;
     }
 
     /// Whether the body can come from a file: its length is announced, or the head can still do so.
@@ -250,6 +265,7 @@ pub const Reply = struct {
     /// over its descriptor. After `full` the rest is in the output. The GIL is given away: what is
     /// not in the page cache comes from the disk.
     pub fn offer_file(self: *Reply, file: FilePart) WriteError!Flow {
+        self.take_back();
         var part = file;
         errdefer part.close();
         if (self.progress.broken) return error.ClientGone;
@@ -325,6 +341,7 @@ pub const Reply = struct {
 
     /// Waits until everything has been sent, for a producer that got `full` and cannot park.
     pub fn settle(self: *Reply) WriteError!void {
+        self.take_back();
         while (!self.exchange.output.is_empty()) {
             try self.wait_writable();
             try self.flush();
@@ -338,7 +355,72 @@ pub const Reply = struct {
         if (fd != sys.no_fd) sys.push(fd);
     }
 
+    // ---- What is sent while the application makes its next piece -------------------------------
+
+    /// Lets the pusher send what is kept. Whatever the worker does next with this reply takes it
+    /// back first.
+    fn lend(self: *Reply) void {
+        if (self.exchange.output.is_empty()) return;
+        const pusher = self.pusher orelse return;
+        self.is_lent.store(true, .seq_cst);
+        pusher.wake(pusher.context);
+    }
+
+    inline fn take_back(self: *Reply) void {
+        if (self.is_lent.load(.acquire)) self.end_loan();
+    }
+
+    fn end_loan(self: *Reply) void {
+        self.lending.lock();
+        defer self.lending.unlock();
+        self.is_lent.store(false, .monotonic);
+    }
+
+    /// The worker gives the connection on, and the pusher must not mean it any more. What is held
+    /// back has been pushed, or is followed by something that pushes it.
+    pub fn leave(self: *Reply) void {
+        self.take_back();
+        if (self.held.load(.monotonic) != sys.no_fd) self.held.store(sys.no_fd, .monotonic);
+    }
+
+    /// The pusher's. Whether there was, or is, something to send.
+    pub fn tick(self: *Reply) bool {
+        const is_held = self.held.load(.seq_cst) != sys.no_fd;
+        if (is_held) self.push();
+        if (!self.is_lent.load(.seq_cst)) return is_held;
+        self.send_lent();
+        return true;
+    }
+
+    fn send_lent(self: *Reply) void {
+        if (!self.lending.tryLock()) return;
+        defer self.lending.unlock();
+        if (!self.is_lent.load(.acquire)) return;
+        if (self.rests_left > 0) {
+            self.rests_left -= 1;
+            return;
+        }
+        const output = &self.exchange.output;
+        const count = output.send(self.gpa, self.connection.fd, 0) catch |err| switch (err) {
+            error.WouldBlock => {
+                self.rests = @min(self.rests * 2 + 1, rests_max);
+                self.rests_left = self.rests;
+                return;
+            },
+            // Who writes next hears of it.
+            error.FileEnded, error.OutOfMemory, error.ConnectionGone, error.Unexpected => {
+                return self.is_lent.store(false, .release);
+            },
+        };
+        self.rests = 0;
+        self.count_sent(count);
+        if (output.is_empty()) self.is_lent.store(false, .release);
+    }
+
+    // ---- One piece -----------------------------------------------------------------------------
+
     fn write_piece(self: *Reply, bytes: []const u8, length_known: ?u64) WriteError!void {
+        self.take_back();
         if (self.progress.broken) return error.ClientGone;
         if (self.call) |call| call.touch(sys.monotonic_ms());
         self.holds = self.may_hold(bytes.len, length_known == bytes.len);
@@ -373,6 +455,7 @@ pub const Reply = struct {
 
     /// Sends what was put into `interim`.
     pub fn send_early_hints(self: *Reply) WriteError!void {
+        self.take_back();
         self.waits = true;
         const head = try self.interim.finish_early_hints();
         if (self.call) |call| if (!call.begin_interim()) return self.fail();
@@ -383,6 +466,7 @@ pub const Reply = struct {
 
     /// Ends the response. Afterwards `must_close` says whether the connection can go on.
     pub fn finish(self: *Reply) FinishError!void {
+        self.take_back();
         if (self.progress.broken) return error.ClientGone;
         self.waits = false;
         if (!self.progress.head_sent) try self.send_head("", 0);

@@ -590,9 +590,7 @@ pub const Server = struct {
     pub fn on_tick(self: *Server) bool {
         var found = false;
         for (self.crews) |*crew| {
-            if (crew.reply.held.load(.seq_cst) == sys.no_fd) continue;
-            found = true;
-            crew.reply.push();
+            if (crew.reply.tick()) found = true;
         }
         return found;
     }
@@ -642,6 +640,7 @@ pub const Server = struct {
             if (self.limits_calls()) crew.call.begin(connection, false, sys.monotonic_ms());
             self.application.handle(self.application.context, crew);
         }
+        crew.reply.leave();
         worker.ended_ns = sys.monotonic_ns();
         timing.pass(.app, worker.ended_ns);
         const is_taken = self.limits_calls() and crew.call.end();

@@ -114,7 +114,15 @@ pub const Visitor = struct {
                 size,
                 1 + self.number(3),
             }),
-            0 => std.fmt.bufPrint(storage, "/stream/{d}/{d}", .{ pieces, size }),
+            // With pauses the monitor sends what was kept.
+            0 => blk: {
+                const pause_ms = self.number(2);
+                break :blk std.fmt.bufPrint(storage, "/stream/{d}/{d}/{d}", .{
+                    pieces,
+                    size,
+                    pause_ms,
+                });
+            },
             1 => std.fmt.bufPrint(storage, "/own/{d}/{d}", .{ pieces, size }),
             2 => std.fmt.bufPrint(storage, "/write/{d}/{d}", .{ pieces, size }),
             3 => blk: {

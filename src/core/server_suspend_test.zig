@@ -75,7 +75,7 @@ test "suspended: what comes to a watched descriptor may be taken by somebody els
     try fixture.finish();
 }
 
-// ---- Everything at once --------------------------------------------------------------------------
+// ---- Everything at once ------------------------------------------------------------------------
 
 /// A client that asks for responses that wait, and has the patience for some of them.
 const Visitor = struct {

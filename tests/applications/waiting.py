@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -87,6 +88,19 @@ def written_meanwhile(environ: WSGIEnvironment, start_response: StartResponse) -
     yield b"end"
 
 
+def ahead(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """Gets ahead of its client, by less than may be kept for it, and then makes it wait."""
+    write = start_response("200 OK", PLAIN)
+    for _ in range(400):
+        if query(environ, "kind") == "write":
+            write(bytes(8 * 1024))
+        else:
+            yield bytes(8 * 1024)
+    events.record("ahead", kind=query(environ, "kind"))
+    time.sleep(1.5)
+    yield b"end"
+
+
 def burst(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
     """Three quick pieces, then something that lasts."""
     kind = query(environ, "kind")
@@ -163,8 +177,8 @@ def replaced_head(environ: WSGIEnvironment, start_response: StartResponse) -> It
     yield b""
     try:
         raise ValueError("too late")
-    except ValueError as error:
-        start_response("500 Replaced", PLAIN, (ValueError, error, error.__traceback__))
+    except ValueError:
+        start_response("500 Replaced", PLAIN, sys.exc_info())
     yield b"replaced"
 
 
@@ -320,6 +334,7 @@ ROUTES = {
     "/flag-alone": flag_alone,
     "/keep": keep,
     "/written-meanwhile": written_meanwhile,
+    "/ahead": ahead,
     "/burst": burst,
     "/slow-close": slow_close,
     "/bodiless": bodiless,
