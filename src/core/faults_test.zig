@@ -10,6 +10,7 @@ const testing = std.testing;
 const sys = @import("sys.zig");
 const kernel = @import("kernel_fixture.zig");
 const fixture_module = @import("server_fixture.zig");
+const static = @import("static.zig");
 const stress = @import("server_stress_test.zig");
 const Client = fixture_module.Client;
 const Fixture = fixture_module.Fixture;
@@ -32,6 +33,46 @@ const patient: Options = .{
     .drain_timeout_ms = never_ms,
 };
 
+/// A folder with two files that hold the pattern, and the table that serves them.
+const Site = struct {
+    folder: testing.TmpDir,
+    path: [:0]const u8,
+    tables: [1]static.Options,
+
+    const file_bytes = 200_000;
+
+    fn init(self: *Site) !void {
+        self.folder = testing.tmpDir(.{});
+        errdefer self.folder.cleanup();
+        const bytes = try testing.allocator.alloc(u8, file_bytes);
+        defer testing.allocator.free(bytes);
+        fixture_module.fill_pattern(bytes, 0);
+        try self.folder.dir.writeFile(.{ .sub_path = "pattern", .data = bytes });
+        try self.folder.dir.writeFile(.{ .sub_path = "small", .data = bytes[0..500] });
+        var storage: [std.fs.max_path_bytes]u8 = undefined;
+        const path = try self.folder.dir.realpath(".", &storage);
+        self.path = try testing.allocator.dupeZ(u8, path);
+        self.tables = .{.{
+            .route = "/files",
+            .directory = self.path,
+            .cache_control = "",
+            .index = "",
+            .fallthrough = false,
+        }};
+    }
+
+    fn deinit(self: *Site) void {
+        testing.allocator.free(self.path);
+        self.folder.cleanup();
+    }
+
+    fn options(self: *const Site, given: Options) Options {
+        var with_files = given;
+        with_files.static = &self.tables;
+        return with_files;
+    }
+};
+
 fn number_of(name: []const u8, default: u64) u64 {
     const text = std.posix.getenv(name) orelse return default;
     return std.fmt.parseInt(u64, text, 10) catch default;
@@ -40,13 +81,16 @@ fn number_of(name: []const u8, default: u64) u64 {
 // ---- The start ---------------------------------------------------------------------------------
 
 test "faults: a start that fails is an error and leaves nothing" {
-    const before = fixture_module.count_descriptors();
     const mapped_before = kernel.mapped_bytes.load(.monotonic);
     var failed: u32 = 0;
+    var site: Site = undefined;
+    try site.init();
+    defer site.deinit();
+    const before = fixture_module.count_descriptors();
     for (0..6) |seed| {
         for (0..100) |number| {
             var plan: kernel.Plan = .{ .seed = seed, .only = number };
-            failed += @intFromBool(try begin_and_end(&plan));
+            failed += @intFromBool(try begin_and_end(site.options(patient), &plan));
             try testing.expectEqual(before, fixture_module.count_descriptors());
             try testing.expectEqual(mapped_before, kernel.mapped_bytes.load(.monotonic));
             if (plan.total_injected() == 0) break;
@@ -56,10 +100,10 @@ test "faults: a start that fails is an error and leaves nothing" {
 }
 
 /// Whether the start failed.
-fn begin_and_end(plan: *kernel.Plan) !bool {
+fn begin_and_end(options: Options, plan: *kernel.Plan) !bool {
     kernel.arm(plan);
     defer kernel.arm(null);
-    const fixture = Fixture.start(.{ .options = patient }) catch |err| switch (err) {
+    const fixture = Fixture.start(.{ .options = options }) catch |err| switch (err) {
         error.OutOfMemory, error.Unexpected => return true,
         else => return err,
     };
@@ -91,6 +135,8 @@ const steps = .{
     ask_of_old,
     ask_to_continue,
     ask_for_events,
+    ask_for_files,
+    ask_for_large_file,
 };
 
 /// One client does one thing of each kind; where the fault ends its connection it takes a new one.
@@ -110,7 +156,8 @@ fn expect_whole(client: *Client, length: usize) !void {
     defer answer.deinit();
     switch (answer.status) {
         200 => {},
-        500, 503, 507 => return,
+        // Of what was not there: a file, memory, descriptors, a temporary file, its space.
+        404, 500, 503, 507 => return,
         else => return error.WrongStatus,
     }
     try testing.expectEqual(length, answer.body.len);
@@ -140,6 +187,18 @@ fn read_slowly(client: *Client) !void {
 fn ask_for_events(client: *Client) !void {
     try client.get("/suspend/4/100/1");
     try expect_whole(client, 400);
+}
+
+fn ask_for_files(client: *Client) !void {
+    try client.get("/files/small");
+    try client.get("/file/3000");
+    try expect_whole(client, 500);
+    try expect_whole(client, 3000);
+}
+
+fn ask_for_large_file(client: *Client) !void {
+    try client.get("/files/pattern");
+    try expect_whole(client, Site.file_bytes);
 }
 
 fn upload_chunks(client: *Client) !void {
@@ -180,13 +239,16 @@ fn ask_to_continue(client: *Client) !void {
 test "faults: any one call of a visit may fail" {
     const end_ms = sys.monotonic_ms() + 2 * number_of("FAULT_SECONDS", 1) * std.time.ms_per_s;
     var failed: u32 = 0;
+    var site: Site = undefined;
+    try site.init();
+    defer site.deinit();
     var seed: u64 = number_of("FAULT_SEED", 0);
     while (sys.monotonic_ms() < end_ms) : (seed += 1) {
         // The calls differ from run to run, with the threads; each run begins where the last was.
         for (0..2000) |number| {
             var plan: kernel.Plan = .{ .seed = seed, .only = number };
             errdefer std.debug.print("seed {d}, call {d}\n", .{ seed, number });
-            try serve_a_visit(&plan);
+            try serve_a_visit(site.options(patient), &plan);
             if (plan.total_injected() == 0 or sys.monotonic_ms() > end_ms) break;
             failed += 1;
         } else return error.NeverWhole;
@@ -194,9 +256,9 @@ test "faults: any one call of a visit may fail" {
     try testing.expect(failed > 20);
 }
 
-fn serve_a_visit(plan: *kernel.Plan) !void {
+fn serve_a_visit(options: Options, plan: *kernel.Plan) !void {
     const fixture = try Fixture.serve(.{
-        .options = patient,
+        .options = options,
         .send_buffer_bytes = 8192,
         .plan = plan,
     });
@@ -224,6 +286,7 @@ fn serve_visitors(options: Options, plan: *kernel.Plan) !void {
             .fixture = fixture,
             .random = .init(plan.seed * visitors_max + index),
             .tolerance = .faults,
+            .has_files = true,
             .visits_max = 6,
         };
         thread.* = try std.Thread.spawn(.{}, stress.Visitor.run, .{visitor});
@@ -236,25 +299,31 @@ fn serve_visitors(options: Options, plan: *kernel.Plan) !void {
 fn over_seeds(options: Options, rates: std.enums.EnumFieldStruct(kernel.Call, u16, 0)) !void {
     const end_ms = sys.monotonic_ms() + number_of("FAULT_SECONDS", 1) * std.time.ms_per_s;
     var seed = number_of("FAULT_SEED", 1);
+    var site: Site = undefined;
+    try site.init();
+    defer site.deinit();
     var injected: u64 = 0;
     while (sys.monotonic_ms() < end_ms) : (seed += 1) {
         var plan: kernel.Plan = .{ .seed = seed, .rates = .initDefault(0, rates) };
         errdefer std.debug.print("seed {d}\n", .{seed});
-        try serve_visitors(options, &plan);
+        try serve_visitors(site.options(options), &plan);
         injected += plan.total_injected();
     }
     try testing.expect(injected > 10);
 }
 
 test "faults: short, interrupted and refused calls cost no response" {
-    try over_seeds(patient, .{ .recv = 40, .send = 40, .poll = 100 });
+    try over_seeds(patient, .{ .recv = 40, .send = 40, .send_file = 40, .poll = 100 });
 }
 
 test "faults: sockets, files and memory fail at random" {
     try over_seeds(patient, .{
         .recv = 20,
         .send = 20,
+        .send_file = 100,
         .accept = 200,
+        .find = 100,
+        .stat = 100,
         .poll = 30,
         .watch = 60,
         .open = 200,

@@ -17,10 +17,14 @@ const is_linux = builtin.os.tag == .linux;
 pub const Call = enum {
     recv,
     send,
+    send_file,
     accept,
     poll,
     watch,
     open,
+    /// Of a file to serve.
+    find,
+    stat,
     write_file,
     read_file,
     start,
@@ -71,6 +75,7 @@ fn faults_of(call: Call) []const Fault {
     return switch (call) {
         .recv => &.{ .interrupted, .short, .would_block, .reset, .timed_out, .no_memory },
         .send => &.{ .interrupted, .short, .would_block, .reset, .broken_pipe, .no_buffers },
+        .send_file => &.{ .interrupted, .short, .would_block, .reset, .broken_pipe, .io_error },
         .accept => &.{
             .interrupted,
             .would_block,
@@ -90,6 +95,8 @@ fn faults_of(call: Call) []const Fault {
             .io_error,
             .no_memory,
         },
+        .find => &.{ .interrupted, .process_descriptors, .system_descriptors, .io_error },
+        .stat => &.{ .no_memory, .io_error },
         .write_file => &.{ .interrupted, .short, .no_space, .quota, .file_too_big, .io_error },
         .read_file => &.{ .interrupted, .short, .io_error },
         .start => &.{ .process_descriptors, .system_descriptors, .no_memory },
@@ -234,6 +241,16 @@ pub fn sendmsg(fd: c.fd_t, message: *const c.msghdr_const, flags: u32) isize {
     }
 }
 
+/// Linux's: macOS has another order of arguments.
+pub fn sendfile(fd: c.fd_t, file: c.fd_t, offset: ?*c.off_t, length: usize) isize {
+    const fault = decide(.send_file) orelse return c.sendfile(fd, file, offset, length);
+    switch (fault) {
+        .short => return c.sendfile(fd, file, offset, part_of(length)),
+        .would_block => return refuse_send(fd),
+        else => return fail(fault),
+    }
+}
+
 /// Only for a socket whose reactor will say that there is room again.
 fn refuse_send(fd: c.fd_t) isize {
     if (!is_watched(fd)) return fail(.interrupted);
@@ -281,6 +298,22 @@ pub fn poll(entries: [*]c.pollfd, count: c.nfds_t, timeout: c_int) c_int {
 pub fn open(path: [*:0]const u8, options: c.O, mode: c_uint) c_int {
     if (decide(.open)) |fault| return fail(fault);
     return c.open(path, options, mode);
+}
+
+pub fn openat(directory: c.fd_t, path: [*:0]const u8, options: c.O) c_int {
+    if (decide(.find)) |fault| return fail(fault);
+    return c.openat(directory, path, options);
+}
+
+/// openat2(2), which libc does not have.
+pub fn syscall4(number: std.os.linux.SYS, a: usize, b: usize, d: usize, e: usize) usize {
+    if (decide(.find)) |fault| return 0 -% @as(usize, @intFromEnum(fault.errno()));
+    return std.os.linux.syscall4(number, a, b, d, e);
+}
+
+pub fn fstat(fd: c.fd_t, stat: *c.Stat) c_int {
+    if (decide(.stat)) |fault| return fail(fault);
+    return c.fstat(fd, stat);
 }
 
 pub fn pwrite(fd: c.fd_t, bytes: [*]const u8, length: usize, offset: c.off_t) isize {

@@ -398,12 +398,15 @@ pub const App = struct {
     }
 
     fn send_file(self: *App, crew: *Crew, size: u32, offset: u32, missing: u32) Trouble!void {
-        const fd = sys.open_unlinked("/tmp") catch return error.Raised;
+        try crew.reply.start("200 OK");
         const bytes = try gpa.alloc(u8, size);
         defer gpa.free(bytes);
         fill_pattern(bytes, 0);
-        sys.write_all_at(fd, bytes, 0) catch return error.Raised;
-        try crew.reply.start("200 OK");
+        const fd = sys.open_unlinked("/tmp") catch return error.Raised;
+        sys.write_all_at(fd, bytes, 0) catch {
+            sys.close(fd);
+            return error.Raised;
+        };
         const remaining = size + missing - offset;
         const part: FilePart = .{ .fd = fd, .offset = offset, .remaining = remaining };
         if (try crew.reply.offer_file(part) == .full) {

@@ -38,8 +38,11 @@ pub const Tolerance = enum {
         return switch (self) {
             .nothing => false,
             .refusals => true,
-            // Of what was not there: memory or descriptors, the temporary file, its space.
-            .faults => status == 503 or status == 500 or status == 507,
+            // Of what was not there: a file, memory, descriptors, a temporary file, its space.
+            .faults => switch (status) {
+                404, 500, 503, 507 => true,
+                else => false,
+            },
         };
     }
 };
@@ -49,6 +52,8 @@ pub const Visitor = struct {
     fixture: *Fixture,
     random: std.Random.DefaultPrng,
     tolerance: Tolerance,
+    /// There are /files, as faults_test.zig has them.
+    has_files: bool = false,
     visits_max: u32 = std.math.maxInt(u32),
     answered: u32 = 0,
 
@@ -108,12 +113,20 @@ pub const Visitor = struct {
         const pieces = 1 + self.number(20);
         const size = if (self.number(2) == 0) self.number(500) else self.number(30_000);
         length.* = size * pieces;
-        return switch (self.number(9)) {
+        return switch (self.number(if (self.has_files) 11 else 10)) {
             8 => std.fmt.bufPrint(storage, "/suspend/{d}/{d}/{d}", .{
                 pieces,
                 size,
                 1 + self.number(3),
             }),
+            9 => blk: {
+                length.* = size;
+                break :blk std.fmt.bufPrint(storage, "/file/{d}", .{size});
+            },
+            10 => blk: {
+                length.* = if (size < 500) 500 else 200_000;
+                break :blk if (size < 500) "/files/small" else "/files/pattern";
+            },
             // With pauses the monitor sends what was kept.
             0 => blk: {
                 const pause_ms = self.number(2);

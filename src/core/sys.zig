@@ -146,7 +146,7 @@ pub fn send_vector_before_more(fd: Fd, pieces: []const Iovec) WriteError!usize {
     message.iovlen = @intCast(pieces.len);
     const more = if (is_linux) std.os.linux.MSG.MORE else 0;
     while (true) {
-        const count = c.sendmsg(fd, &message, c.MSG.NOSIGNAL | more);
+        const count = kernel.sendmsg(fd, &message, c.MSG.NOSIGNAL | more);
         if (count >= 0) return @intCast(count);
         if (try retry_write()) continue;
     }
@@ -184,7 +184,7 @@ pub fn send_file(socket: Fd, file: Fd, offset: u64, count: u64) SendFileError!us
 /// Null after an error.
 fn send_file_linux(socket: Fd, file: Fd, offset: u64, size: usize) ?usize {
     var position: c.off_t = @intCast(offset);
-    const sent = c.sendfile(socket, file, &position, size);
+    const sent = kernel.sendfile(socket, file, &position, size);
     return if (sent >= 0) @intCast(sent) else null;
 }
 
@@ -649,7 +649,7 @@ pub const FileInfo = struct {
 
 pub fn file_info(fd: Fd) error{Unexpected}!FileInfo {
     var stat: c.Stat = undefined;
-    if (c.fstat(fd, &stat) != 0) return error.Unexpected;
+    if (kernel.fstat(fd, &stat) != 0) return error.Unexpected;
     const mode: u32 = @intCast(stat.mode);
     return .{
         .kind = if (c.S.ISREG(@intCast(mode)))
@@ -726,9 +726,10 @@ pub fn open_beneath(directory: Fd, path: [*:0]const u8) FindError!Fd {
         .resolve = resolve_beneath | resolve_no_magic_links,
     };
     const linux = std.os.linux;
+    const raw = if (builtin.is_test) kernel else linux;
     // EAGAIN: something was renamed meanwhile, so that a ".." of a link could not be judged.
     for (0..8) |_| {
-        const result = linux.syscall4(
+        const result = raw.syscall4(
             .openat2,
             @as(usize, @bitCast(@as(isize, directory))),
             @intFromPtr(path),
@@ -748,7 +749,7 @@ pub fn open_beneath(directory: Fd, path: [*:0]const u8) FindError!Fd {
 
 fn open_at(directory: Fd, path: [*:0]const u8, options: c.O) FindError!Fd {
     while (true) {
-        const fd = c.openat(directory, path, options);
+        const fd = kernel.openat(directory, path, options);
         if (fd >= 0) return fd;
         switch (errno()) {
             .INTR => continue,
