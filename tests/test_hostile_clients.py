@@ -201,3 +201,26 @@ def test_kernel_memory_of_clients_not_reading(four_threads: Server) -> None:
     with all_closed([four_threads.connect() for _ in range(800)]):
         assert four_threads.exchange(get("/hello")).body == b"hello"
         assert 50_000 < held() < 500_000
+
+
+def test_a_pipelining_client_takes_its_turn(serve: Servers) -> None:
+    """Requests that always wait do not give their client more than one turn in each round."""
+    server = serve("concurrency:app", {"concurrency": {"threads": 2}})
+    request = get("/spin?0.0005")
+    with (
+        all_closed([server.connect() for _ in range(6)]) as connections,
+        server.connect() as greedy,
+    ):
+        greedy.send(request * 2000)
+        for _ in range(40):
+            for connection in connections:
+                connection.send(request)
+            for connection in connections:
+                assert connection.response().status == 200
+        # Each of the others has had 40; what is on its way is in the socket's buffer.
+        greedy.socket.setblocking(False)
+        answered = 0
+        with contextlib.suppress(BlockingIOError):
+            while data := greedy.socket.recv(1 << 16):
+                answered += data.count(b"HTTP/1.1 200")
+    assert 10 < answered < 200
