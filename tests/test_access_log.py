@@ -209,6 +209,23 @@ def test_each_request_of_a_pipeline_has_a_line(json_log: Logged) -> None:
     assert len(set(ids)) == 50
 
 
+@pytest.mark.parametrize("size", [1000, 3_000_000])
+def test_bytes_of_a_file_count(json_log: Logged, size: int) -> None:
+    # Small ones are copied, large ones leave by sendfile.
+    def sent(server: Server) -> float:
+        return Metrics(server.exchange(get("/metrics")).body.decode()).value("bytes_sent")
+
+    first, second = sent(json_log.server), sent(json_log.server)
+    with json_log.server.connect() as connection:
+        connection.send(get(f"/file?{size}"))
+        length = len(connection.response().body)
+    third = sent(json_log.server)
+    assert length == size
+    assert size < third - second - (second - first) < size + 600
+    record = next(one for one in json_log.records(4) if one["target"] != "/metrics")
+    assert size < record["bytes_sent"] < size + 600
+
+
 def test_excluded_paths_are_logged_when_they_fail(json_log: Logged) -> None:
     for target in ("/health", "/health?x=1", "/healthy", "/health"):
         json_log.server.exchange(get(target))
@@ -389,6 +406,40 @@ def test_an_id_of_a_client_is_not_believed(json_log: Logged) -> None:
     assert response.value("X-Request-Id") == record["request_id"] != "forged"
     assert response.json()["serve_zig.queue_seconds"] < 1.0
     assert record["trace_id"] is None
+
+
+def test_what_a_trusted_proxy_says(serve: Servers, tmp_path: Path) -> None:
+    server = serve(
+        "observing:app",
+        {
+            "proxy": {"trusted": ["127.0.0.1"]},
+            "log": {"access": str(tmp_path / "log"), "format": "json"},
+        },
+    )
+    ago = f"t={time.time() - 5:.3f}"
+    response = server.exchange(
+        get(
+            "/environ",
+            "X-Request-Id: 7d1f-22.x/+=",
+            f"X-Request-Start: {ago}",
+            "X-Forwarded-For: 192.0.2.7",
+        )
+    )
+    known = response.json()
+    assert known["serve_zig.request_id"] == response.value("X-Request-Id") == "7d1f-22.x/+="
+    assert known["HTTP_X_REQUEST_ID"] == "7d1f-22.x/+="
+    assert 4.5 < known["serve_zig.queue_seconds"] < 10.0
+    refused = server.exchange(get("/", "X-Request-Id: seen", "Content-Length: 9" + "9" * 15))
+    assert (refused.status, refused.value("X-Request-Id")) == (413, "seen")
+    for bad in ('a"b', "a b", "x" * 129, ""):
+        made = server.exchange(get("/", f"X-Request-Id: {bad}")).value("X-Request-Id")
+        assert ID.fullmatch(made or ""), bad
+    metrics = Metrics(server.exchange(get("/metrics")).body.decode())
+    assert metrics.value("queue_seconds", "_sum") > 4.5
+    first, second, *_ = (json.loads(line) for line in lines_of(tmp_path / "log", 7))
+    assert (first["request_id"], first["client"]) == ("7d1f-22.x/+=", "192.0.2.7")
+    assert first["queue"] < 1.0
+    assert second["request_id"] == "seen"
 
 
 def test_ids_of_two_processes_differ(serve: Servers) -> None:

@@ -205,6 +205,23 @@ def test_clients_that_leave_are_counted_by_phase(observed: Server) -> None:
     wait_value(observed, gone + 1, "requests", method="POST", status="499")
 
 
+def test_a_static_file_that_a_client_takes_slowly_is_in_flight(serve: Servers) -> None:
+    size = 20_000_000
+    server = serve(
+        "observing:app",
+        {"static": [{"route": "/files", "directory": "files"}]},
+        files={"files/large": b"x" * size},
+    )
+    with server.connect(receive_buffer=4096) as connection:
+        connection.send(get("/files/large"))
+        wait_value(server, 1, "connections", state="writing")
+        assert read(server).value("requests_in_flight") == 2
+        assert read(server).value("connections", state="reading") == 0
+        assert len(connection.response().body) == size
+    wait_value(server, 1, "requests_in_flight")
+    assert read(server).value("bytes_sent") > size
+
+
 def test_timeouts_are_counted_by_phase(serve: Servers) -> None:
     short = {"head": 0.2, "body": 0.2, "write": 0.2}
     server = serve("observing:app", {"timeouts": short})

@@ -930,10 +930,15 @@ pub const Poller = struct {
             const output = &exchange.output;
             var budget: u64 = turn_bytes_max;
             while (!output.is_empty()) {
-                if (budget == 0) return self.come_back_to_write(connection);
+                if (budget == 0) {
+                    self.server.sending.add(connection, .write);
+                    return self.come_back_to_write(connection);
+                }
                 const count = output.send(self.server.gpa, connection.fd, budget) catch |err| {
                     switch (err) {
-                        error.WouldBlock => return,
+                        error.WouldBlock => {
+                            return self.server.sending.add(connection, .write);
+                        },
                         error.FileEnded => if (connection.after == .proceed) {
                             // Its producer tells why the response is too short.
                             exchange.progress.remaining += output.file.remaining;
