@@ -61,11 +61,12 @@ class Diagnosis:
 
     def by_thread(self) -> dict[int, Request]:
         """Return the request that each thread works on, by the thread's id."""
-        return {
-            self._thread_id(request["thread"]): request
-            for request in self._server.requests()
-            if request["thread"] is not None and request["phase"] != "queue"
-        }
+        found: dict[int, Request] = {}
+        for request in self._server.requests():
+            if request["thread"] is not None and request["phase"] != "queue":
+                # Those that run come first; the rest have only run there.
+                found.setdefault(self._thread_id(request["thread"]), request)
+        return found
 
     def _thread_id(self, number: int) -> int:
         return self._threads[number].ident or 0

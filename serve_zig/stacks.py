@@ -52,6 +52,10 @@ def _describe(
     frame: FrameType,
     request: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
+    frames = application_frames(frame)
+    if not frames:
+        # What it ran last may be parked, or on its way to the client.
+        request = None
     return {
         "name": thread.name if thread is not None else None,
         "id": thread_id,
@@ -65,6 +69,6 @@ def _describe(
                 "function": entry.name,
                 "code": escape_controls(entry.line or ""),
             }
-            for entry in application_frames(frame)
+            for entry in frames
         ],
     }

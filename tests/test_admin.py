@@ -142,6 +142,20 @@ def test_threads_shows_where_a_handler_is(pair: tuple[Server, AdminClient]) -> N
         assert connection.response().status == 200
 
 
+def test_threads_leaves_out_what_has_only_run_there(serve: Servers) -> None:
+    """A response that waits without a thread is not what its last thread does."""
+    server, admin = serve_with_admin(serve, "suspending:app", {"concurrency": {"threads": 1}})
+    with server.connect() as connection:
+        connection.send(get("/by-time?ms=5000"))
+        wait_until(lambda: admin.json()["requests"], 5, lambda: "not in flight")
+        wait_until(
+            lambda: not any(one["request"] for one in admin.json("/threads")["threads"]),
+            3,
+            lambda: str(admin.json("/threads")),
+        )
+        assert [one["target"] for one in admin.json()["requests"]] == ["/by-time?ms=5000"]
+
+
 # Without the GIL
 
 
