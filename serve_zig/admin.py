@@ -6,7 +6,6 @@ helper, which waits for the core without holding it.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import threading
@@ -46,6 +45,9 @@ class Admin:
         startup_seconds = config.seconds("app.startup_timeout")
         if not (bind or config.text("admin.in_band") or startup_seconds):
             return
+        # Imported here, because a start without an admin listener does not need it.
+        import json
+
         from serve_zig._core import Admin as CoreAdmin
 
         if bind:
@@ -103,6 +105,8 @@ class Admin:
         try:
             return threads_as_json(self._diagnosis.by_thread() if self._diagnosis else {})
         except Exception as error:
+            import json
+
             return json.dumps({"error": f"{type(error).__name__}: {error}"}).encode() + b"\n"
 
     def _give_up_start(self) -> None:

@@ -5,7 +5,6 @@ Everything here needs the GIL, so it speaks of threads that have let it go.
 
 from __future__ import annotations
 
-import json
 import sys
 import threading
 
@@ -37,6 +36,9 @@ def every_stack() -> list[tuple[str, int, str]]:
 
 def threads_as_json(requests: Mapping[int, Mapping[str, Any]]) -> bytes:
     """Return what /threads answers; ``requests`` are those in progress, by thread id."""
+    # Imported here, because a start without an admin listener does not need it.
+    import json
+
     threads = {thread.ident: thread for thread in threading.enumerate()}
     described = [
         _describe(threads.get(thread_id), thread_id, frame, requests.get(thread_id))
