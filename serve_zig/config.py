@@ -17,7 +17,7 @@ from serve_zig.errors import ConfigError
 from serve_zig.interpolation import InterpolationError, escape, expand
 from serve_zig.kinds import Kind, Text, UnsuitableError, Value, size_text
 from serve_zig.nearest import nearest
-from serve_zig.schema import ARRAYS, KEYS, KEYS_BY_PATH, TABLES, Key, is_available, keys_of
+from serve_zig.schema import ARRAYS, KEYS, KEYS_BY_PATH, TABLES, Key, keys_of
 from serve_zig.static_tables import check_tables, resolve_directory
 from serve_zig.toml_location import line_of
 
@@ -37,7 +37,7 @@ ACCESS_WORDS = ("off", "stdout", "stderr")
 
 
 class Config:
-    """The resolved config: a value for every available key.
+    """The resolved config: a value for every key.
 
     ``file`` is the config file as the user named it. Paths are absolute. ``counts`` tells how many
     there are of each table in ``ARRAYS``; the key paths of theirs are ``static.0.route``.
@@ -100,14 +100,14 @@ class Config:
         return f"{_place(self.file, self._text, path, path in self._overridden)}: {path}"
 
     def to_tables(self) -> dict[str, dict[str, Value] | list[dict[str, Value]]]:
-        """Return every available key's value, table by table: times in seconds, sizes in bytes.
+        """Return every key's value, table by table: times in seconds, sizes in bytes.
 
         A table in ``ARRAYS`` is a list of as many as there are.
         """
         found: dict[str, dict[str, Value] | list[dict[str, Value]]] = {}
-        for table in filter(is_available, TABLES):
+        for table in TABLES:
             rows = [
-                {key.name: self._values[prefix + key.name] for key in keys_of(table) if key.kind}
+                {key.name: self._values[prefix + key.name] for key in keys_of(table)}
                 for prefix in _prefixes(table, self._counts)
             ]
             found[table] = rows if table in ARRAYS else rows[0]
@@ -121,11 +121,9 @@ class Config:
                 lines = [
                     f"{key.name} = {_to_toml(key.kind, self._values[prefix + key.name])}"
                     for key in keys_of(table)
-                    if key.kind is not None
                 ]
-                if lines:
-                    header = f"[[{table}]]" if table in ARRAYS else f"[{table}]"
-                    tables.append("\n".join([header, *lines, ""]))
+                header = f"[[{table}]]" if table in ARRAYS else f"[{table}]"
+                tables.append("\n".join([header, *lines, ""]))
         return "\n".join(tables)
 
 
@@ -156,10 +154,10 @@ def load(
                     problems.append(f"{place}: {path}: {error}")
                 else:
                     values[path] = value
-            elif key.kind is not None and key.default is None:
+            elif key.default is None:
                 place = _place(file, text, prefix[:-1], False) if key.table in ARRAYS else file
                 problems.append(f"{place}: {path}: missing; it must be given: {key.kind.allowed}")
-            elif key.default is not None:
+            else:
                 values[path] = key.default
     if problems:
         raise ConfigError(*problems)
@@ -247,8 +245,6 @@ def _flatten(
             found = toml_format.describe(content)
             refuse((table,), f"found {found}; allowed is a table, [{table}]")
             continue
-        if not any(rows) and not is_available(table):
-            refuse((table,), "not available yet; remove the table")
         for parent, row in zip(parents, rows, strict=True):
             for name, value in row.items():
                 refusal = _refusal(table, name)
@@ -268,10 +264,7 @@ def _rows(content: object) -> list[dict[str, object]] | None:
 
 
 def _refusal(table: str, name: str) -> str:
-    key = KEYS_BY_PATH.get(f"{table}.{name}")
-    if key is None:
-        return _unknown_key(table, name)
-    return "" if key.kind is not None else "not available yet; remove the key"
+    return "" if f"{table}.{name}" in KEYS_BY_PATH else _unknown_key(table, name)
 
 
 def _unknown_key(table: str, name: str) -> str:
@@ -403,7 +396,6 @@ def _parse_override(text: str) -> object:
 
 
 def _check(key: Key, value: object, environment: Mapping[str, str]) -> Value:
-    assert key.kind is not None
     if isinstance(value, list):
         return key.kind.parse(
             [expand(item, environment) if isinstance(item, str) else item for item in value]

@@ -207,8 +207,6 @@ def text_of(chosen: Candidate, folder: str) -> str:
     table = "app"
     for path, comment in _SHOWN:
         key = schema.KEYS_BY_PATH[path]
-        if key.kind is None:
-            continue
         if key.table != table:
             table = key.table
             lines += ["", f"[{table}]"]

@@ -30,8 +30,6 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _VARIABLE_PATTERN = r"\$\{[A-Za-z_][A-Za-z0-9_]*(:-[^}]*)?\}"
 _SIZE_PATTERN = rf"^[0-9]{{1,20}} ?({'|'.join(kinds.SIZE_UNITS)})$"
 
-# The tables of which there may be several: [[static]].
-
 # What a kind that this file does not know calls itself, word for word.
 _NAMED: dict[str, JsonSchema] = {
     "boolean": {"type": "boolean"},
@@ -66,7 +64,7 @@ def to_json() -> str:
 
 def document() -> JsonSchema:
     """Return the schema of a whole file."""
-    tables = {name: _table(name) for name in schema.TABLES if schema.is_available(name)}
+    tables = {name: _table(name) for name in schema.TABLES}
     return {
         "$schema": DIALECT,
         "title": "serve.toml",
@@ -82,7 +80,7 @@ def _table(name: str) -> JsonSchema:
     described: JsonSchema = {
         "description": schema.TABLES[name],
         "type": "object",
-        "properties": {key.name: _key(key) for key in _available(name)},
+        "properties": {key.name: _key(key) for key in schema.keys_of(name)},
         "additionalProperties": False,
     }
     required = _required(name)
@@ -93,16 +91,11 @@ def _table(name: str) -> JsonSchema:
     return described
 
 
-def _available(table: str) -> list[schema.Key]:
-    return [key for key in schema.keys_of(table) if key.kind is not None]
-
-
 def _required(table: str) -> list[str]:
-    return [key.name for key in _available(table) if key.default is None]
+    return [key.name for key in schema.keys_of(table) if key.default is None]
 
 
 def _key(key: schema.Key) -> JsonSchema:
-    assert key.kind is not None
     # The text of "allowed" begins as the end of a sentence does.
     described: JsonSchema = {
         "description": f"{key.documentation} Allowed is {key.kind.allowed}.",

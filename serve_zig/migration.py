@@ -2,7 +2,7 @@
 
 A document collects values for keys and notes for settings without a counterpart, and writes itself
 as TOML that the server loads. What it takes is checked by the kinds of schema.py, so a value that
-the server would refuse becomes a note, and a key that is not available yet a comment.
+the server would refuse becomes a note.
 """
 
 from __future__ import annotations
@@ -72,11 +72,10 @@ def shown(value: object, to_text: Callable[[object], str] = repr) -> str:
 
 
 class _Line:
-    __slots__ = ("comments", "is_commented_out", "value")
+    __slots__ = ("comments", "value")
 
-    def __init__(self, value: str, is_commented_out: bool) -> None:
+    def __init__(self, value: str) -> None:
         self.value = value
-        self.is_commented_out = is_commented_out
         self.comments: list[str] = []
 
 
@@ -107,7 +106,7 @@ class Document:
             return False
         line = self._lines.get(path)
         if line is None:
-            line = self._lines[path] = _Line(text, key.kind is None)
+            line = self._lines[path] = _Line(text)
         line.value = text
         line.comments = list(dict.fromkeys([*line.comments, *comments]))
         return True
@@ -144,50 +143,35 @@ class Document:
     def _table(self, table: str) -> str:
         comments = [_comment(text, "") for text in self._table_comments.get(table, [])]
         lines: list[str] = []
-        is_live = False
         for key in keys_of(table):
             line = self._lines.get(key.path)
             if line is None:
                 continue
             lines += [_comment(text, "") for text in line.comments]
-            setting = f"{key.name} = {line.value}"
-            if line.is_commented_out:
-                lines.append(f"# {setting}    # not available in this version of serve-zig")
-            else:
-                lines.append(setting)
-                is_live = True
+            lines.append(f"{key.name} = {line.value}")
         if not lines and not comments:
             return ""
-        # A table without a key that is available would be refused.
-        header = f"[{table}]" if is_live else f"# [{table}]"
-        return "\n".join([header, *comments, *lines])
+        return "\n".join([f"[{table}]", *comments, *lines])
 
     def _static(self) -> str:
         parts = []
-        is_live = all(KEYS_BY_PATH[f"static.{name}"].kind for row in self._rows for name in row)
-        mark = "" if is_live else "# "
         for row, comment in zip(self._rows, self._row_comments, strict=True):
-            lines = [f"{mark}[[static]]", _comment(comment, "")]
-            lines += [f"{mark}{name} = {_plain(value)}" for name, value in row.items()]
-            if not is_live:
-                lines.append("# (not available in this version of serve-zig)")
+            lines = ["[[static]]", _comment(comment, "")]
+            lines += [f"{name} = {_plain(value)}" for name, value in row.items()]
             parts.append("\n".join(lines))
         return "\n\n".join(parts)
 
 
-def _to_toml(kind: Kind | None, value: object) -> str:
+def _to_toml(kind: Kind, value: object) -> str:
     if isinstance(value, Template):
         return toml_format.string(value.text)
     if isinstance(value, list):
-        if kind is not None:
-            # Addresses and the like: those with a variable cannot be checked before it is known.
-            plain = [item for item in value if isinstance(item, str)]
-            if plain:
-                kind.parse(plain)
+        # Addresses and the like: those with a variable cannot be checked before it is known.
+        plain = [item for item in value if isinstance(item, str)]
+        if plain:
+            kind.parse(plain)
         texts = [item.text if isinstance(item, Template) else escape(item) for item in value]
         return toml_format.strings(texts)
-    if kind is None:
-        return _plain(value)
     checked = kind.parse(value)
     if isinstance(kind, Text) and isinstance(checked, str):
         checked = escape(checked)

@@ -24,7 +24,6 @@ from serve_zig.config import load
 from serve_zig.errors import EXIT_DRAINED, EXIT_FAILED, ConfigError, LauncherError
 from serve_zig.listeners import Listener, close_listeners, open_listeners
 from serve_zig.logging import Log
-from serve_zig.schema import KEYS_BY_PATH
 from serve_zig.signals import Signals
 from serve_zig.toml_format import strings
 
@@ -47,9 +46,7 @@ _DRAIN_SECONDS_MAX = 5.0
 _LIFE_SECONDS_MIN = 1.0
 
 # No balancer has to hear of a server that is replaced.
-_HURRY = (
-    ["timeouts.drain_delay=0.0"] if KEYS_BY_PATH["timeouts.drain_delay"].kind is not None else []
-)
+_HURRY = ["timeouts.drain_delay=0.0"]
 
 _SOURCES = (".py", ".pyi", ".pyx", ".pyd", ".so")
 _SHOWN_MAX = 3

@@ -1,8 +1,7 @@
 """Every key of serve.toml: its kind, default and meaning, in one table.
 
 Validation, ``--check`` and docs/CONFIGURATION.md are read from this table, so that none of them
-can disagree with another. A key that the contract names but whose function does not exist yet has
-no kind: it is refused by name, never accepted and ignored.
+can disagree with another.
 """
 
 from __future__ import annotations
@@ -41,8 +40,7 @@ _HOOK = 'a string such as "package.module:callable", or "" for none'
 class Key:
     """One key: ``path`` is ``table.name``, also where there may be several of the table.
 
-    A ``default`` of None means that the key must be given. A ``kind`` of None means that the
-    key is not available yet; ``default_toml`` is then what the contract says.
+    A ``default`` of None means that the key must be given; ``default_toml`` is then empty.
     """
 
     __slots__ = ("default", "default_toml", "documentation", "kind", "path")
@@ -50,18 +48,15 @@ class Key:
     def __init__(
         self,
         path: str,
-        kind: Kind | None,
+        kind: Kind,
         default: Value | None,
         documentation: str,
-        default_toml: str = "",
     ) -> None:
         self.path = path
         self.kind = kind
         self.default = default
         self.documentation = documentation
-        if kind is not None and default is not None:
-            default_toml = kind.to_toml(default)
-        self.default_toml = default_toml
+        self.default_toml = "" if default is None else kind.to_toml(default)
 
     @property
     def table(self) -> str:
@@ -72,10 +67,6 @@ class Key:
     def name(self) -> str:
         """The key's name within its table."""
         return self.path.partition(".")[2]
-
-
-def _later(path: str, default_toml: str, documentation: str) -> Key:
-    return Key(path, None, None, documentation, default_toml)
 
 
 TABLES: dict[str, str] = {
@@ -462,8 +453,3 @@ KEYS_BY_PATH: dict[str, Key] = {key.path: key for key in KEYS}
 def keys_of(table: str) -> list[Key]:
     """Return the keys of one table, in the order of the documents."""
     return [key for key in KEYS if key.table == table]
-
-
-def is_available(table: str) -> bool:
-    """Return whether any key of the table is available yet."""
-    return any(key.kind is not None for key in keys_of(table))

@@ -18,8 +18,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 MINIMAL = '[app]\ntarget = "hello:app"\n'
 
-AVAILABLE = [key for key in schema.KEYS if key.kind is not None]
-SINGLE = [key for key in AVAILABLE if key.table not in schema.ARRAYS]
+SINGLE = [key for key in schema.KEYS if key.table not in schema.ARRAYS]
 
 
 class Loader:
@@ -81,8 +80,8 @@ def test_reference_file_shows_every_key_with_its_default() -> None:
     assert set(shown) == set(schema.KEYS_BY_PATH)
     for path, (default_toml, is_active) in shown.items():
         key = schema.KEYS_BY_PATH[path]
-        assert is_active == (key.kind is not None and key.table not in schema.ARRAYS), path
-        if key.default is not None or key.kind is None:
+        assert is_active == (key.table not in schema.ARRAYS), path
+        if key.default is not None:
             assert default_toml == key.default_toml, path
 
 
@@ -365,7 +364,7 @@ def test_every_mistake_is_reported_at_once(loader: Loader) -> None:
 
 
 def test_wrong_types_are_refused_for_every_key(loader: Loader) -> None:
-    for key in AVAILABLE:
+    for key in schema.KEYS:
         right: tuple[str, ...] = ()
         if key.path in ("proxy.trusted", "log.access_exclude"):
             right = ("[]",)
@@ -396,9 +395,7 @@ def test_wrong_types_are_refused_for_every_key(loader: Loader) -> None:
             assert len(problems) == 1, (key.path, written)
             line = 2 if key.table == "app" else 4
             assert problems[0].startswith(f"serve.toml:{line}: {path}: "), problems
-            if key.kind is not None and not isinstance(
-                key.kind, kinds.Addresses | kinds.Networks | kinds.Paths
-            ):
+            if not isinstance(key.kind, kinds.Addresses | kinds.Networks | kinds.Paths):
                 assert f": found {found}; allowed is {key.kind.allowed}" in problems[0]
 
 
@@ -785,5 +782,5 @@ def test_schema_names_each_key_once_in_a_known_table() -> None:
     assert {key.table for key in schema.KEYS} == set(schema.TABLES)
     for key in schema.KEYS:
         assert key.documentation.endswith(".") or key.documentation.endswith(").")
-        if key.kind is not None and key.default is not None:
+        if key.default is not None:
             assert key.kind.parse(tomli.loads(f"x = {key.default_toml}")["x"]) == key.default

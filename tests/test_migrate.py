@@ -79,14 +79,9 @@ def uwsgi(text: str, folder: Folder) -> str:
 
 
 def written(text: str, path: str) -> object:
-    """Return what a config says about a key, available or not; None if nothing."""
+    """Return what a config says about a key; None if nothing."""
     table, name = path.split(".")
-    live = re.sub(r"^# (\[\w+\]|\w+ = .*    # not available in .*)$", r"\1", text, flags=re.M)
-    found = tomli.loads(live).get(table, {}).get(name)
-    if KEYS_BY_PATH[path].kind is not None:
-        # It is not a comment.
-        assert tomli.loads(text).get(table, {}).get(name) == found
-    return found
+    return tomli.loads(text).get(table, {}).get(name)
 
 
 def notes(text: str) -> str:
