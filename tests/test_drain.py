@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import select
 import shutil
 import signal
 import socket
@@ -151,6 +152,31 @@ def test_requests_not_fully_received_get_five_seconds(serve: Servers) -> None:
         head.close()
         body.close()
         assert server.wait() == 0
+
+
+def test_streamed_uploads_get_five_seconds(serve: Servers) -> None:
+    """Handlers that have begun and wait for the rest are told so, also where a little comes."""
+    config = {"timeouts": {"drain": 20.0, "body": 60.0}}
+    server, _ = serve_with_admin(serve, "working:app", config)
+    head = get("/body", "Content-Length: 1000000", "Expect: 100-continue", method="POST")
+    with server.connect() as silent, server.connect() as slow:
+        for upload in (silent, slow):
+            upload.send(head)
+            assert upload.interim_response().status == 100
+            upload.send(b"x" * 100)
+        server.wait_event("begun", path="/body", count=2)
+        began = time.monotonic()
+        server.send_signal(signal.SIGTERM)
+        server.wait_log("draining")
+        while time.monotonic() - began < 10 and not select.select([slow.socket], [], [], 0.1)[0]:
+            slow.offer(b"x" * 100)
+        assert slow.response().closes
+        assert silent.response().closes
+        assert 4.5 < time.monotonic() - began < 6.5
+        silent.close()
+        slow.close()
+        assert server.wait() == 0
+    assert server.log().count("TimeoutError: the client did not go on") == 2
 
 
 def test_cut_off_requests_are_logged_with_their_stacks(serve: Servers) -> None:

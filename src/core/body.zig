@@ -17,6 +17,9 @@ pub const Limits = struct {
     memory_bytes_max: usize,
     timeout_ms: u64,
     temporary_directory: []const u8,
+    /// Until when streamed bodies are waited for (`sys.monotonic_ms`), where that is less than
+    /// `timeout_ms`: a drain says so, also while a thread waits.
+    receive_by_ms: ?*const std.atomic.Value(u64) = null,
     /// Null: as many streamed bodies as come.
     streams: ?*Streams = null,
 };
@@ -61,6 +64,8 @@ const growing_bytes_first = 16 * 1024;
 const trailer_bytes_max = 8 * 1024;
 /// Least room to receive chunked bytes into.
 const receive_bytes_min = 4096;
+/// How often whoever waits for a streamed body looks whether a drain has begun.
+const look_ms = 500;
 
 pub const Body = struct {
     mode: Mode = .none,
@@ -426,6 +431,7 @@ pub const Body = struct {
         limits: *const Limits,
         interlude: Interlude,
     ) ReadError!usize {
+        if (is_past_receiving(limits)) return error.TimedOut;
         while (true) {
             const count = sys.recv(fd, destination) catch |err| {
                 try overcome(err, fd, .readable, limits, interlude);
@@ -444,11 +450,34 @@ pub const Body = struct {
         interlude: Interlude,
     ) ReadError!void {
         return switch (err) {
-            error.WouldBlock => if (!interlude.wait_ready(fd, what, limits.timeout_ms)) {
+            error.WouldBlock => if (!wait(fd, what, limits, interlude)) {
                 return error.TimedOut;
             },
             error.OutOfMemory => error.OutOfMemory,
             error.ConnectionGone, error.Unexpected => error.ClientGone,
         };
+    }
+
+    fn wait(
+        fd: sys.Fd,
+        what: sys.WaitFor,
+        limits: *const Limits,
+        interlude: Interlude,
+    ) bool {
+        const by_ms = limits.receive_by_ms orelse {
+            return interlude.wait_ready(fd, what, limits.timeout_ms);
+        };
+        const end_ms = sys.monotonic_ms() +| limits.timeout_ms;
+        while (true) {
+            const left_ms = @min(end_ms, by_ms.load(.acquire)) -| sys.monotonic_ms();
+            if (interlude.wait_ready(fd, what, @min(left_ms, look_ms))) return true;
+            if (left_ms <= look_ms) return false;
+        }
+    }
+
+    /// Bytes that keep coming do not make a drain any longer.
+    fn is_past_receiving(limits: *const Limits) bool {
+        const by_ms = (limits.receive_by_ms orelse return false).load(.acquire);
+        return by_ms != std.math.maxInt(u64) and sys.monotonic_ms() >= by_ms;
     }
 };

@@ -305,3 +305,30 @@ test "body: a streamed one that is too large, spoiled or cut off" {
         try testing.expect(!streamed.exchange.body.complete);
     }
 }
+
+test "body: a drain that begins while a streamed one is waited for ends the wait" {
+    var by_ms: std.atomic.Value(u64) = .init(std.math.maxInt(u64));
+    var streamed: Streamed = .{};
+    streamed.limits.timeout_ms = 60_000;
+    streamed.limits.receive_by_ms = &by_ms;
+    try streamed.begin("Content-Length: 100");
+    defer streamed.deinit();
+    var buffer: [100]u8 = undefined;
+    _ = try sys.send(streamed.client, "begun");
+    try testing.expectEqual(5, try streamed.read(&buffer));
+
+    const began_ms = sys.monotonic_ms();
+    const drain = try std.Thread.spawn(.{}, begin_drain, .{&by_ms});
+    defer drain.join();
+    try testing.expectError(error.TimedOut, streamed.read(&buffer));
+    try testing.expect(sys.monotonic_ms() - began_ms < 5_000);
+
+    // What comes too late is not read either, however much there is.
+    _ = try sys.send(streamed.client, "too late");
+    try testing.expectError(error.TimedOut, streamed.read(&buffer));
+}
+
+fn begin_drain(by_ms: *std.atomic.Value(u64)) void {
+    sys.sleep_ms(20);
+    by_ms.store(sys.monotonic_ms() + 20, .release);
+}

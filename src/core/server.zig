@@ -177,22 +177,18 @@ pub const Crew = struct {
 
     pub fn read_body(self: *Crew, destination: []u8) body_module.ReadError!usize {
         const exchange = self.exchange;
-        var limits = self.server.body_limits;
-        const by_ms = self.server.receive_by_ms.load(.acquire);
-        if (by_ms != std.math.maxInt(u64)) {
-            limits.timeout_ms = @min(limits.timeout_ms, by_ms -| sys.monotonic_ms());
-        }
+        const limits = &self.server.body_limits;
         const fd = self.connection.fd;
         const interlude = self.server.application.interlude;
         if (exchange.body.mode != .streamed) {
-            return exchange.body.read(exchange, fd, destination, &limits, interlude);
+            return exchange.body.read(exchange, fd, destination, limits, interlude);
         }
         // The client may be told to go on, which must not come behind an answer of the poller's.
         if (self.server.limits_calls() and !self.call.begin_interim()) return error.ClientGone;
         defer if (self.server.limits_calls()) self.call.end_interim(true);
         self.begin_wait(.body);
         defer self.end_wait(.body);
-        return exchange.body.read(exchange, fd, destination, &limits, interlude) catch |err| {
+        return exchange.body.read(exchange, fd, destination, limits, interlude) catch |err| {
             if (err == error.TimedOut) exchange.record.timed_out = .body;
             if (err == error.ClientGone) exchange.record.client_gone = true;
             return err;
@@ -327,6 +323,7 @@ pub const Server = struct {
             .start_time_seconds = sys.realtime_seconds(),
         };
         self.body_limits.streams = &self.streams;
+        self.body_limits.receive_by_ms = &self.receive_by_ms;
         try self.log.init(gpa, options.log_options());
         errdefer self.log.deinit();
         self.poller = try Poller.init(self, listeners);

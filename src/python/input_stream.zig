@@ -92,7 +92,8 @@ fn raise_read_error(err: core.body.ReadError) capi.Error {
         ),
         error.TimedOut => capi.raise(
             capi.PyExc_TimeoutError,
-            "the client sent nothing of the request body for timeouts.body seconds",
+            "the client did not go on with the request body in time (timeouts.body, or the " ++
+                "server drains)",
         ),
         error.TooLarge => capi.raise(
             capi.PyExc_OSError,
