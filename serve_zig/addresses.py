@@ -1,7 +1,8 @@
-"""What ``listen.bind`` may say, as text: nothing is resolved, opened or bound here."""
+"""What ``listen.bind`` may say, as text: nothing is resolved, opened or bound here. And URLs."""
 
 from __future__ import annotations
 
+import re
 import socket
 
 from serve_zig.toml_format import string as quoted
@@ -10,6 +11,13 @@ _PORT_MAX = 65_535
 _HOST_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._")
 
 _PATH_CHARACTERS = _HOST_CHARACTERS | frozenset("~/")
+
+MASK = "***"
+"""What is shown in the place of a secret."""
+
+_CREDENTIALS = re.compile(r"(?<=://)[^/?#\s]*@")
+_CREDENTIALS_OF_NO_URL = re.compile(r"(?<=://).*@")
+_QUERY_VALUE = re.compile(r"(?<=[?&])([^=&#\s]+)=[^&#\s]*")
 
 
 class AddressError(ValueError):
@@ -91,7 +99,14 @@ def parse_url(text: str) -> None:
     except ValueError:
         is_url = False
     if not is_url:
-        raise AddressError(f'found {quoted(text)}; write a URL, such as "http://collector:4318"')
+        # It may be a password that keeps it from being one.
+        shown = _CREDENTIALS_OF_NO_URL.sub(MASK + "@", text)
+        raise AddressError(f'found {quoted(shown)}; write a URL, such as "http://collector:4318"')
+
+
+def mask_secrets(text: str) -> str:
+    """Return the text with what is secret in a URL masked: user, password, values of the query."""
+    return _QUERY_VALUE.sub(rf"\1={MASK}", _CREDENTIALS.sub(f"{MASK}@", text))
 
 
 def _parse_unix(text: str) -> UnixAddress:

@@ -12,7 +12,7 @@ import sys
 import tomli
 
 from serve_zig import toml_format
-from serve_zig.addresses import UnixAddress, parse_address
+from serve_zig.addresses import UnixAddress, mask_secrets, parse_address
 from serve_zig.errors import ConfigError
 from serve_zig.interpolation import InterpolationError, escape, expand
 from serve_zig.kinds import Kind, Text, UnsuitableError, Value, size_text
@@ -102,12 +102,13 @@ class Config:
     def to_tables(self) -> dict[str, dict[str, Value] | list[dict[str, Value]]]:
         """Return every key's value, table by table: times in seconds, sizes in bytes.
 
-        A table in ``ARRAYS`` is a list of as many as there are.
+        A table in ``ARRAYS`` is a list of as many as there are. What is secret is masked, since
+        this is for others to see: /status.
         """
         found: dict[str, dict[str, Value] | list[dict[str, Value]]] = {}
         for table in TABLES:
             rows = [
-                {key.name: self._values[prefix + key.name] for key in keys_of(table)}
+                {key.name: _masked(self._values[prefix + key.name]) for key in keys_of(table)}
                 for prefix in _prefixes(table, self._counts)
             ]
             found[table] = rows if table in ARRAYS else rows[0]
@@ -476,6 +477,10 @@ def _absolute_address(text: str, base: str, place: str, problems: list[str]) -> 
             f"{_UNIX_PATH_BYTES_MAX} bytes"
         )
     return f"unix:{path}"
+
+
+def _masked(value: Value) -> Value:
+    return mask_secrets(value) if isinstance(value, str) else value
 
 
 def _to_toml(kind: Kind, value: Value) -> str:

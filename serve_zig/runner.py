@@ -112,13 +112,14 @@ def serve(config: Config) -> int:
         target = parse_target(config.text("app.target"))
         telemetry = open_telemetry(config, log)
         application = load(target, config.text("app.directory"), config.place("app.target"))
-        if telemetry is not None:
-            application = telemetry.wrap(application)
         startup = Hook(config, "app.startup")
         startup.load()
         shutdown.load()
         admin.stage("startup")
         startup.run()
+        if telemetry is not None:
+            # An application may have set a provider of spans of its own until here.
+            application = telemetry.wrap(application)
         admin.stage("starting")
         for listener in listeners:
             listener.listen(config.integer("listen.backlog"))
@@ -271,6 +272,7 @@ def core_options(config: Config, connections: int) -> Options:
     slow_request = config.seconds("log.slow_request")
     options["slow_request_ms"] = max(1, round(slow_request * 1000)) if slow_request else 0
     options["server_timing"] = config.boolean("log.server_timing")
+    options["phases"] = bool(config.text("telemetry.otlp_endpoint"))
     options["python_version"] = ".".join(map(str, sys.version_info[:3]))
     options["static"] = core_tables(config)
     return options

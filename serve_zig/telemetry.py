@@ -14,8 +14,9 @@ import logging
 import os
 import threading
 import time
-from urllib.parse import parse_qsl, quote, urlencode
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
+from serve_zig.addresses import MASK, mask_secrets
 from serve_zig.errors import ConfigError
 
 TYPE_CHECKING = False
@@ -51,9 +52,10 @@ _METHODS = frozenset(
 _SECRET_PARAMETERS = frozenset({"AWSAccessKeyId", "Signature", "sig", "X-Goog-Signature"})
 _REDACTED = "REDACTED"
 
-# The phases of a request before the application is called, in order; each that was measured is in
-# the environ, as serve_zig.<phase>_seconds.
+# The phases of a request before the application is called, in the order of the server's tuple of
+# seconds in the environ.
 _PHASES_BEFORE = ("head", "body", "queue", "gil")
+_PHASES_KEY = "serve_zig.phases"
 
 Environ = dict[str, "Any"]
 
@@ -77,7 +79,8 @@ class Telemetry:
         ratio = config.value("telemetry.sample_ratio")
         assert isinstance(ratio, float)
         self._log = log
-        self._handler = _Handler(log)
+        url = traces_url(config.text("telemetry.otlp_endpoint"))
+        self._handler = _Handler(log, url)
         logging.getLogger("opentelemetry").addHandler(self._handler)
         self._provider = TracerProvider(
             resource=_resource(config),
@@ -86,10 +89,9 @@ class Telemetry:
             # likes.
             shutdown_on_exit=False,
         )
-        url = traces_url(config.text("telemetry.otlp_endpoint"))
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=url)))
         service = self._provider.resource.attributes.get("service.name")
-        log.info(f"telemetry: the spans of {service} go to {url}")
+        log.info(f"telemetry: the spans of {service} go to {mask_secrets(url)}")
 
     def wrap(self, application: Application) -> Application:
         """Return the application so that each call is a span.
@@ -118,7 +120,10 @@ class Telemetry:
 
 def traces_url(endpoint: str) -> str:
     """Return where spans go; an endpoint without the path of traces is the base of it."""
-    return endpoint if endpoint.endswith(_TRACES_PATH) else endpoint.rstrip("/") + _TRACES_PATH
+    parts = urlsplit(endpoint)
+    if parts.path.endswith(_TRACES_PATH):
+        return endpoint
+    return parts._replace(path=parts.path.rstrip("/") + _TRACES_PATH).geturl()
 
 
 def _resource(config: Config) -> Any:
@@ -148,9 +153,13 @@ def _sampler(ratio: float) -> Any:
 class _Handler(logging.Handler):
     """Puts what the SDK logs into the server's log, each kind once in a while."""
 
-    def __init__(self, log: Log) -> None:
+    def __init__(self, log: Log, url: str) -> None:
         super().__init__(logging.WARNING)
         self._log = log
+        # An exception of the exporter may tell the URL, or a part of it.
+        parts = urlsplit(url)
+        secrets = (parts.netloc.rpartition("@")[0], parts.password, parts.query)
+        self._secrets = [secret for secret in secrets if secret]
         self._seen: dict[str, float] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -160,7 +169,10 @@ class _Handler(logging.Handler):
         if last is not None and now - last < _REPEAT_SECONDS:
             return
         self._seen[record.msg] = now
-        self._log.warning(f"telemetry: {' '.join(record.getMessage().split())}")
+        text = " ".join(record.getMessage().split())
+        for secret in self._secrets:
+            text = text.replace(secret, MASK)
+        self._log.warning(f"telemetry: {text}")
 
 
 class _Traced:
@@ -353,13 +365,14 @@ class _SizedBody(_Body):
 
 
 def _phases(environ: Environ) -> list[tuple[str, int]]:
-    """Return the phases before the application, with their nanoseconds."""
-    found = []
-    for phase in _PHASES_BEFORE:
-        seconds = environ.get(f"serve_zig.{phase}_seconds")
-        if isinstance(seconds, float):
-            found.append((phase, round(seconds * 1e9)))
-    return found
+    """Return the phases before the application, with their nanoseconds.
+
+    They are the server's word to this module, so the application does not get them.
+    """
+    spent = environ.pop(_PHASES_KEY, ())
+    return [
+        (phase, round(seconds * 1e9)) for phase, seconds in zip(_PHASES_BEFORE, spent, strict=False)
+    ]
 
 
 def _fields_getter() -> Any:

@@ -3,6 +3,7 @@
 import contextvars
 import http.server
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -24,6 +25,8 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import get_current_span
 
+from admin_client import serve_with_admin
+from serve_zig.addresses import AddressError, parse_url
 from serve_zig.logging import Log
 from serve_zig.telemetry import _Traced
 from serving import REPOSITORY, Server, Servers, free_port, wait_until
@@ -291,17 +294,32 @@ def test_phases_are_events_in_order(shared: tuple[Server, Collector]) -> None:
     server, collector = shared
     assert server.exchange(get("/slow")).body == b"piece\n"
     span = collector.server_span()
-    assert [name for name in span.events if name in ("queue", "app", "write")] == [
-        "queue",
-        "app",
-        "write",
-    ]
+    assert span.events == ["head", "body", "queue", "gil", "app", "write"]
     times = [event.time_unix_nano for event in span.message.events]
     assert times == sorted(times)
     assert span.message.start_time_unix_nano == times[0]
     assert span.seconds >= 0.3
-    (queue,) = [event for event in span.message.events if event.name == "queue"]
-    assert 0 <= float(str(values(queue.attributes)["serve_zig.seconds"])) < 1
+    for event in span.message.events[:4]:
+        assert 0 <= float(str(values(event.attributes)["serve_zig.seconds"])) < 1
+
+
+def test_span_begins_with_the_first_byte(shared: tuple[Server, Collector]) -> None:
+    """The time in which the head and the body came is the request's, too."""
+    server, collector = shared
+    with server.connect() as connection:
+        for part in (b"POST /list HTTP/1.1\r\nHost: a\r\n", b"Content-Length: 2\r\n\r\na", b"b"):
+            connection.send(part)
+            # Long enough to be told from the rest.
+            time.sleep(0.15)
+        assert connection.response().status == 200
+    span = collector.server_span()
+    seconds = {
+        event.name: float(str(values(event.attributes)["serve_zig.seconds"]))
+        for event in span.message.events[:4]
+    }
+    assert seconds["head"] >= 0.1
+    assert seconds["body"] >= 0.1
+    assert span.seconds >= seconds["head"] + seconds["body"]
 
 
 # Parents and children.
@@ -563,6 +581,42 @@ def test_application_may_have_a_provider_of_its_own(trace: Tracing, collector: C
     assert [span.name for span in collector.received] == ["GET"]
 
 
+OWN_PROVIDER_LATE = """
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+exporter = InMemorySpanExporter()
+tracer = trace.get_tracer("own")
+
+def startup():
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    trace.set_tracer_provider(provider)
+
+def app(environ, start_response):
+    with tracer.start_as_current_span("own"):
+        pass
+    (span,) = exporter.get_finished_spans()
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [format(span.parent.span_id, "016x").encode()]
+"""
+
+
+def test_application_may_set_its_provider_in_startup(serve: Servers, collector: Collector) -> None:
+    server = serve(
+        "own:app",
+        {"app": {"startup": "own:startup"}, "telemetry": {"otlp_endpoint": collector.url}},
+        {"own.py": OWN_PROVIDER_LATE},
+        environment=QUICK,
+    )
+    parent = server.exchange(get("/")).body.decode()
+    assert collector.server_span().id == parent
+    assert [span.name for span in collector.received] == ["GET"]
+    assert "not allowed" not in server.log()
+
+
 # The end, and collectors that fail.
 
 
@@ -787,6 +841,44 @@ def test_without_opentelemetry_it_says_what_to_install(tmp_path: Path) -> None:
         "serve-zig: error: serve.toml:6: telemetry.otlp_endpoint: needs OpenTelemetry (not here); "
         "install it: pip install 'serve-zig[otel]'\n"
     )
+
+
+def test_secrets_of_the_endpoint_are_shown_to_nobody(serve: Servers, collector: Collector) -> None:
+    """They reach the collector, and neither /status nor the log."""
+    endpoint = f"http://user:letmein@127.0.0.1:{collector.port}/in?token=letmein&b=letmein"
+    server, admin = serve_with_admin(
+        serve,
+        "traced:app",
+        {"telemetry": {"otlp_endpoint": endpoint}},
+        environment={**QUICK, "OTEL_EXPORTER_OTLP_HEADERS": "authorization=letmein"},
+    )
+    shown = f"http://***@127.0.0.1:{collector.port}/in?token=***&b=***"
+    assert admin.json()["config"]["telemetry"]["otlp_endpoint"] == shown
+    for path in ("/", "/status", "/metrics", "/threads"):
+        assert "letmein" not in admin.text(path), path
+    assert server.exchange(get("/list")).status == 200
+    collector.server_span()
+    assert collector.requests[0][0] == "/in/v1/traces?token=letmein&b=letmein"
+    collector.close()
+    assert server.exchange(get("/list")).status == 200
+    server.wait_log("telemetry: .*", within=10.0)
+    server.stop()
+    assert f"http://***@127.0.0.1:{collector.port}/in/v1/traces?token=***&b=***" in server.log()
+    assert re.search("warning telemetry: ", server.log())
+    assert "letmein" not in server.log()
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "shown"),
+    [
+        ("ftp://user:letmein@host", "ftp://***@host"),
+        ("http://user:let/mein@host:4318", "http://***@host:4318"),
+        ("http://user:letmein@", "http://***@"),
+    ],
+)
+def test_secrets_of_what_is_no_url_are_not_shown(endpoint: str, shown: str) -> None:
+    with pytest.raises(AddressError, match=re.escape(f'found "{shown}"')):
+        parse_url(endpoint)
 
 
 @pytest.mark.parametrize("endpoint", ["collector:4318", "ftp://a", "http://", "http://a:99999"])

@@ -88,6 +88,8 @@ pub const Options = struct {
     slow_request_ms: u64 = 0,
     /// Answers have a Server-Timing field.
     server_timing: bool = false,
+    /// The environ says how long each phase before the application took: for spans.
+    phases: bool = false,
     /// What is answered from files.
     static: []const static_module.Options = &.{},
 

@@ -173,6 +173,7 @@ pub const Bridge = struct {
         const connections = options.connections;
         const flavour = core.forwarded.Flavour.parse(options.proxy_headers) orelse .x_forwarded;
         self.environs = try Environs.init(&self.names, bases, connections, flavour);
+        self.environs.tells_phases = options.phases;
         self.seats = try gpa.alloc(Seat, options.threads + 1);
         for (self.seats) |*seat| {
             seat.* = .{ .templates = try gpa.alloc(?environ_module.Template, listeners.len) };

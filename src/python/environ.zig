@@ -157,6 +157,8 @@ pub const Environs = struct {
     shown: std.EnumArray(Sender, FieldKeys),
     other: []OtherKey,
     remotes: []Remote,
+    /// For whoever makes spans of requests.
+    tells_phases: bool = false,
 
     pub fn init(
         names: *const Names,
@@ -244,7 +246,25 @@ pub const Environs = struct {
         const queued: f64 = @floatFromInt(crew.exchange.record.waited_ns());
         const seconds = try capi.owned(capi.PyFloat_FromDouble(queued / std.time.ns_per_s));
         try put(environ, keys.@"serve_zig.queue_seconds", seconds);
+        if (self.tells_phases) {
+            const phases = try phases_of(&crew.exchange.record.timing);
+            try put(environ, keys.@"serve_zig.phases", phases);
+        }
         return environ;
+    }
+
+    /// A tuple of the seconds that each phase before the application took, in their order.
+    fn phases_of(timing: *const core.timing.Timing) capi.Error!*Object {
+        const before = [_]core.timing.Phase{ .head, .body, .queue, .gil };
+        const tuple = try capi.owned(capi.PyTuple_New(before.len));
+        errdefer capi.drop(tuple);
+        for (before, 0..) |phase, index| {
+            const spent: f64 = @floatFromInt(timing.of(phase));
+            const seconds = try capi.owned(capi.PyFloat_FromDouble(spent / std.time.ns_per_s));
+            // Takes the reference, also when it fails.
+            try capi.checked(capi.PyTuple_SetItem(tuple, @intCast(index), seconds));
+        }
+        return tuple;
     }
 
     fn set_request_line(

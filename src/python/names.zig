@@ -41,6 +41,7 @@ pub const Keys = struct {
     @"serve_zig.trailers": *Object,
     @"serve_zig.request_id": *Object,
     @"serve_zig.queue_seconds": *Object,
+    @"serve_zig.phases": *Object,
     close: *Object,
     read: *Object,
     readable: *Object,
