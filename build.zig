@@ -116,6 +116,7 @@ fn add_core_tests(b: *std.Build, options: CoreTests) *std.Build.Step {
     if (options.kqueue_library) |folder| link_kqueue(module, folder);
     const tests = b.addTest(.{
         .root_module = module,
+        .test_runner = .{ .path = b.path("src/core/runner_fixture.zig"), .mode = .simple },
         .filters = if (options.filter) |filter| b.dupeStrings(&.{filter}) else &.{},
     });
     const run = b.addRunArtifact(tests);

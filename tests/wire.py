@@ -91,6 +91,11 @@ class Connection:
             if receive_buffer:
                 # Before connect: the window is agreed on there.
                 self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+                if family != getattr(socket, "AF_UNIX", None):
+                    # Loopback's segments may be larger than such a window: its sender then waits
+                    # for a timer before each (RFC 1122 section 4.2.3.4), 12 KB a second.
+                    segment = min(1400, receive_buffer // 7)
+                    self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, segment)
             self.socket.settimeout(timeout)
             if source:
                 self.socket.bind((source, 0))

@@ -236,6 +236,14 @@ fn ask_to_continue(client: *Client) !void {
     try expect_whole(client, body.len);
 }
 
+/// A test without so many has shown nothing; a busy machine gets more time for them.
+const faults_min = 20;
+
+fn is_going_on(end_ms: u64, faults: u64) bool {
+    const now_ms = sys.monotonic_ms();
+    return now_ms < end_ms or (faults < faults_min and now_ms < end_ms + 30_000);
+}
+
 test "faults: any one call of a visit may fail" {
     const end_ms = sys.monotonic_ms() + 2 * number_of("FAULT_SECONDS", 1) * std.time.ms_per_s;
     var failed: u32 = 0;
@@ -243,17 +251,18 @@ test "faults: any one call of a visit may fail" {
     try site.init();
     defer site.deinit();
     var seed: u64 = number_of("FAULT_SEED", 0);
-    while (sys.monotonic_ms() < end_ms) : (seed += 1) {
+    while (is_going_on(end_ms, failed)) : (seed += 1) {
         // The calls differ from run to run, with the threads; each run begins where the last was.
         for (0..2000) |number| {
             var plan: kernel.Plan = .{ .seed = seed, .only = number };
             errdefer std.debug.print("seed {d}, call {d}\n", .{ seed, number });
             try serve_a_visit(site.options(patient), &plan);
-            if (plan.total_injected() == 0 or sys.monotonic_ms() > end_ms) break;
+            if (plan.total_injected() == 0) break;
             failed += 1;
+            if (!is_going_on(end_ms, failed)) break;
         } else return error.NeverWhole;
     }
-    try testing.expect(failed > 20);
+    try testing.expect(failed >= faults_min);
 }
 
 fn serve_a_visit(options: Options, plan: *kernel.Plan) !void {
@@ -303,13 +312,13 @@ fn over_seeds(options: Options, rates: std.enums.EnumFieldStruct(kernel.Call, u1
     try site.init();
     defer site.deinit();
     var injected: u64 = 0;
-    while (sys.monotonic_ms() < end_ms) : (seed += 1) {
+    while (is_going_on(end_ms, injected)) : (seed += 1) {
         var plan: kernel.Plan = .{ .seed = seed, .rates = .initDefault(0, rates) };
         errdefer std.debug.print("seed {d}\n", .{seed});
         try serve_visitors(site.options(options), &plan);
         injected += plan.total_injected();
     }
-    try testing.expect(injected > 10);
+    try testing.expect(injected >= faults_min);
 }
 
 test "faults: short, interrupted and refused calls cost no response" {

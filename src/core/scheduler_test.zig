@@ -203,13 +203,14 @@ fn play(scenario: Scenario) !Outcome {
         worker.* = .{ .index = @intCast(index) };
         thread.* = try std.Thread.spawn(.{}, work, .{ &scheduler, worker });
     }
-    try host.finished.timedWait(60 * std.time.ns_per_s);
+    const is_finished = if (host.finished.timedWait(60 * std.time.ns_per_s)) true else |_| false;
     const elapsed_ms = FakeHost.now_ms() - before;
     const counts = scheduler.counts();
     scheduler.stop();
     for (threads) |thread| thread.join();
     scheduler.join();
 
+    try testing.expect(is_finished);
     try testing.expectEqual(0, host.faults.load(.acquire));
     try testing.expectEqual(0, host.running.load(.acquire));
     var calls: u64 = 0;

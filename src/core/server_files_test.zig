@@ -290,7 +290,10 @@ test "server: a drain lets a file end, and says that the connection does" {
     try client.get("/s/300");
     try testing.expect(sys.wait_ready(client.fd, .readable, 5000));
     fixture.server.drain();
-    while (!fixture.server.draining.load(.acquire)) sys.sleep_ms(1);
+    for (0..5000) |_| {
+        if (fixture.server.draining.load(.acquire)) break;
+        sys.sleep_ms(1);
+    } else return error.NotDraining;
     try client.expect_pattern(900_000);
     const answer = try client.response();
     defer answer.deinit();

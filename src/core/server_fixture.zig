@@ -594,7 +594,11 @@ pub const Fixture = struct {
         }
         // A thread that has not begun waits for the GIL, and cannot poll if a handler keeps it.
         const count = self.server.worker_count();
-        while (self.server.crews_begun.load(.monotonic) < count) sys.sleep_ms(1);
+        for (0..20_000) |_| {
+            if (self.server.crews_begun.load(.monotonic) == count) return;
+            sys.sleep_ms(1);
+        }
+        return error.NotBegun;
     }
 
     fn work(self: *Fixture, number: u32) void {
@@ -726,7 +730,7 @@ pub fn connect_to(address: *const std.net.Address, receive_buffer_bytes: ?c_int)
     const family = address.any.family;
     const fd = try std.posix.socket(family, c.SOCK.STREAM | c.SOCK.CLOEXEC, 0);
     errdefer sys.close(fd);
-    if (receive_buffer_bytes) |bytes| set_buffer(fd, c.SO.RCVBUF, bytes);
+    if (receive_buffer_bytes) |bytes| narrow(fd, family, bytes);
     const limit: c.timeval = .{ .sec = 8, .usec = 0 };
     for ([_]u32{ c.SO.RCVTIMEO, c.SO.SNDTIMEO }) |option| {
         _ = c.setsockopt(fd, c.SOL.SOCKET, option, &limit, @sizeOf(c.timeval));
@@ -734,6 +738,17 @@ pub fn connect_to(address: *const std.net.Address, receive_buffer_bytes: ?c_int)
     try std.posix.connect(fd, &address.any, address.getOsSockLen());
     if (family != c.AF.UNIX) sys.set_no_delay(fd);
     return .{ .fd = fd };
+}
+
+/// Makes a socket take little at a time. Its segments have to be smaller than the window that the
+/// buffer leaves, or the sender, once it has shrunk the window, waits for its persist timer before
+/// each: a fifth of a second for two kilobytes (RFC 1122 4.2.3.4), and a test takes minutes.
+fn narrow(fd: sys.Fd, family: c.sa_family_t, bytes: c_int) void {
+    set_buffer(fd, c.SO.RCVBUF, bytes);
+    if (family == c.AF.UNIX) return;
+    const tcp_maxseg = 2;
+    const segment_bytes: c_int = 536;
+    _ = c.setsockopt(fd, c.IPPROTO.TCP, tcp_maxseg, &segment_bytes, @sizeOf(c_int));
 }
 
 fn set_buffer(fd: sys.Fd, option: u32, bytes: c_int) void {
@@ -810,10 +825,15 @@ pub const ClientError = error{
     OutOfMemory,
 };
 
+/// A response that goes on coming may take so long, on a busy machine too.
+const response_ms_max = 40_000;
+
 /// A blocking socket with timeouts, and what it received beyond the last response.
 pub const Client = struct {
     fd: sys.Fd,
     received: std.ArrayList(u8) = .empty,
+    /// When the response that is waited for must have come whole.
+    response_end_ms: u64 = std.math.maxInt(u64),
 
     pub fn close(self: *Client) void {
         if (self.fd != sys.no_fd) sys.close(self.fd);
@@ -850,6 +870,7 @@ pub const Client = struct {
     }
 
     fn receive_more(self: *Client) ClientError!void {
+        if (sys.monotonic_ms() > self.response_end_ms) return error.TimedOut;
         var buffer: [16 * 1024]u8 = undefined;
         const count = sys.recv(self.fd, &buffer) catch |err| return switch (err) {
             error.WouldBlock => error.TimedOut,
@@ -884,6 +905,8 @@ pub const Client = struct {
 
     /// The next response, interim ones included.
     pub fn response_to(self: *Client, method: []const u8) ClientError!Response {
+        self.response_end_ms = sys.monotonic_ms() + response_ms_max;
+        defer self.response_end_ms = std.math.maxInt(u64);
         var head: std.ArrayList(u8) = .empty;
         errdefer head.deinit(gpa);
         try self.take_line(&head, "\r\n\r\n");

@@ -12,6 +12,8 @@ const Fixture = fixture_module.Fixture;
 const Options = @import("server.zig").Options;
 
 const duration_ms = 1500;
+/// Of all visitors; fewer would show nothing.
+const answered_min = 50;
 
 const Shape = struct {
     options: Options,
@@ -56,11 +58,15 @@ pub const Visitor = struct {
     has_files: bool = false,
     visits_max: u32 = std.math.maxInt(u32),
     answered: u32 = 0,
+    answered_min: u32 = 0,
 
     pub fn run(self: *Visitor) void {
         const end = sys.monotonic_ms() + duration_ms;
         for (0..self.visits_max) |_| {
-            if (sys.monotonic_ms() >= end) return;
+            const now = sys.monotonic_ms();
+            // A busy machine gets more time.
+            const is_poor = self.answered < self.answered_min and now < end + 20_000;
+            if (now >= end and !is_poor) return;
             self.visit() catch |err| {
                 if (self.tolerance.allows(err)) continue;
                 std.debug.print("stress: {t}\n", .{err});
@@ -294,13 +300,14 @@ fn stress(shape: Shape, seed: u64) !void {
             .fixture = fixture,
             .random = .init(seed + index),
             .tolerance = shape.tolerance,
+            .answered_min = answered_min / visitors.len + 1,
         };
         thread.* = try std.Thread.spawn(.{}, Visitor.run, .{visitor});
     }
     for (threads) |thread| thread.join();
     var answered: u32 = 0;
     for (visitors) |visitor| answered += visitor.answered;
-    try testing.expect(answered > 50);
+    try testing.expect(answered > answered_min);
     try fixture.finish();
     try fixture.expect_no_descriptors();
 }
