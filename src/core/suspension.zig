@@ -42,7 +42,10 @@ pub const Suspension = struct {
         timeout_ms: ?u64,
     ) error{OutOfMemory}!*Suspension {
         const self = try gpa.create(Suspension);
-        const deadline = if (timeout_ms) |time| sys.monotonic_ms() +| time else never_ms;
+        // By the precise clock, and rounded up: the coarse one is behind, and a wait that ends
+        // before its time surprises an application that looks at its own clock.
+        const now_ms = sys.monotonic_ns() / std.time.ns_per_ms + 1;
+        const deadline = if (timeout_ms) |time| now_ms +| time else never_ms;
         self.* = .{ .token = token, .deadline_ms = deadline };
         return self;
     }
@@ -104,6 +107,17 @@ test "a suspension is resumed once and not after its end" {
     try testing.expect(other.end());
     try testing.expect(!other.begin_resume());
     other.release(testing.allocator);
+}
+
+test "a suspension does not end before its time" {
+    for (0..20) |_| {
+        const before_ns = sys.monotonic_ns();
+        const suspension = try Suspension.create(testing.allocator, 7, 10);
+        defer suspension.release(testing.allocator);
+        const deadline_ns = suspension.deadline_ms * std.time.ns_per_ms;
+        try testing.expect(deadline_ns >= before_ns + 10 * std.time.ns_per_ms);
+        std.Thread.sleep(std.time.ns_per_ms);
+    }
 }
 
 test "a suspension lives as long as its last holder, and closes what it watches" {
