@@ -19,4 +19,15 @@ def text_of(kind: str, address: str) -> str:
             "connection was closed; let the proxy send one, or set proxy.protocol = false (said "
             "once, for the first peer)"
         )
+    if kind == "connections_full":
+        return (
+            "limits.connections is reached: for each new connection the one that has been idle "
+            "longest is closed (said once; serve_zig_connections_closed_total counts them)"
+        )
+    if kind == "descriptors_exhausted":
+        return (
+            "the process may open no more files (ulimit -n): for each new connection the one that "
+            "has been idle longest is closed (said once; serve_zig_connections_closed_total "
+            "counts them)"
+        )
     return f"{kind}: {peer}"

@@ -1,4 +1,4 @@
-"""Each limit at one below, at and one above it; each timeout early and late; slow clients."""
+"""Limits far over, bytewise and by default; time-outs; slow clients. See test_every_limit.py."""
 
 import hashlib
 import random
@@ -94,14 +94,6 @@ CASES: list[tuple[Make, int, int]] = [
     (length_of, LIMITS["body"], 413),
 ]
 IDS = ["request_line", "head", "fields", "body"]
-
-
-@pytest.mark.parametrize(("make", "limit", "status"), CASES, ids=IDS)
-def test_limit(limited: Server, make: Make, limit: int, status: int) -> None:
-    """A limit is met at limit - 1 and limit, and broken at limit + 1."""
-    expect_served(limited, make(limit - 1))
-    expect_served(limited, make(limit))
-    expect_refused(limited, make(limit + 1), status)
 
 
 @pytest.mark.parametrize(("make", "limit", "status"), CASES, ids=IDS)
@@ -305,23 +297,6 @@ def test_connections_evicts_the_longest_idle(serve: Servers) -> None:
             assert connection.response().status == 200
 
 
-def test_connections_waits_when_none_is_idle(serve: Servers) -> None:
-    """With every connection at work, accepting pauses, and goes on when one ends."""
-    server = serve("working:app", {"limits": {"connections": 2}, "concurrency": {"threads": 3}})
-    with all_closed([server.connect() for _ in range(2)]) as connections:
-        for connection in connections:
-            connection.send(get("/gate?busy", "Connection: close"))
-        server.wait_event("begun", path="/gate", count=2)
-        third = server.connect()
-        connections.append(third)
-        third.send(get("/third"))
-        third.expect_silence(0.3)
-        server.open_gate("busy")
-        assert third.response().body == b"done /third"
-        for connection in connections[:2]:
-            assert connection.response().status == 200
-
-
 def test_queue_sheds(serve: Servers) -> None:
     """concurrency.queue: past it a request is answered 503 with Retry-After, not held."""
     server = serve("working:app", {"concurrency": {"threads": 1, "queue": 2}})
@@ -347,23 +322,6 @@ def test_queue_sheds(serve: Servers) -> None:
             if response.status == 503:
                 assert int(str(response.value("Retry-After"))) >= 0
                 assert response.value("Content-Length") is not None
-
-
-def test_queue_timeout(serve: Servers) -> None:
-    """concurrency.queue_timeout: a request that waits too long is answered 503."""
-    settings = {"concurrency": {"threads": 1, "queue_timeout": SHORT}}
-    server = serve("working:app", settings)
-    with server.connect() as running, server.connect() as waiting:
-        running.send(get("/gate?timeout"))
-        server.wait_event("begun", path="/gate")
-        began = time.monotonic()
-        waiting.send(get("/waiting"))
-        response = waiting.response()
-        assert response.status == 503
-        assert EARLY < seconds_since(began) < SHORT + GRACE
-        server.open_gate("timeout")
-        assert running.response().status == 200
-    assert not server.events("begun", path="/waiting")
 
 
 # Timeouts

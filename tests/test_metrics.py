@@ -33,6 +33,8 @@ NAMES = {
     "build": "info",
     "log_lines_dropped": "counter",
     "connections_accepted": "counter",
+    "connections_closed": "counter",
+    "accept_pauses": "counter",
     "saturation": "gauge",
     "threads_limit": "gauge",
     "queue_limit": "gauge",

@@ -7,6 +7,7 @@
 const std = @import("std");
 const fields = @import("fields.zig");
 const log_text = @import("log_text.zig");
+const metrics = @import("metrics.zig");
 const reasons = @import("reasons.zig");
 const request_ids = @import("request_id.zig");
 const timing_module = @import("timing.zig");
@@ -174,25 +175,67 @@ fn put_json_text(line: *Line, text: ?[]const u8, bytes_max: usize) void {
     line.put("\"");
 }
 
-/// The server itself has answered; its record says why.
+/// The server itself has answered, or has not waited until all of an answer was taken.
 pub fn put_refused(
     line: *Line,
     stamp: *Stamp,
     now_ms: u64,
     quoting: Quoting,
+    reason: reasons.Reason,
     connection: *const Connection,
     exchange: *Exchange,
 ) void {
     const record = &exchange.record;
-    const reason = record.reason.?;
     log_text.begin_record(line, stamp, now_ms, quoting, level_of(reason));
-    line.put("refused ");
+    line.put(if (record.reason != null) "refused " else "cut off ");
     line.put_number(record.status);
     line.put(" ");
     line.put(reasons.name(reason));
     if (quoting == .json) line.put("\",\"reason\":\"");
     if (quoting == .json) line.put(reasons.name(reason));
     end_request_record(line, quoting, connection, exchange);
+}
+
+/// The server closed a connection before a request had begun on it.
+pub fn put_turned_away(
+    line: *Line,
+    stamp: *Stamp,
+    now_ms: u64,
+    quoting: Quoting,
+    reason: reasons.Reason,
+    connection: *const Connection,
+) void {
+    log_text.begin_record(line, stamp, now_ms, quoting, level_of(reason));
+    line.put("closed ");
+    line.put(reasons.name(reason));
+    switch (quoting) {
+        .text => line.put("; from "),
+        .json => {
+            line.put("\",\"reason\":\"");
+            line.put(reasons.name(reason));
+            line.put("\",\"client\":\"");
+        },
+    }
+    line.put_address(connection.client());
+    line.put(if (quoting == .json) "\"}\n" else "\n");
+}
+
+/// New clients have to wait.
+pub fn put_pause(
+    line: *Line,
+    stamp: *Stamp,
+    now_ms: u64,
+    quoting: Quoting,
+    why: metrics.Pause,
+) void {
+    log_text.begin_record(line, stamp, now_ms, quoting, .warning);
+    line.put("accepting pauses: ");
+    line.put(switch (why) {
+        .connections => "limits.connections is reached and none is idle",
+        .descriptors => "the process may open no more files (ulimit -n)",
+        .memory => "the system has no memory for a connection",
+    });
+    line.put(if (quoting == .json) "\"}\n" else "\n");
 }
 
 pub fn level_of(reason: reasons.Reason) log_text.Level {
@@ -412,14 +455,47 @@ test "access log: the longest line fits" {
     slow.deinit();
 }
 
+test "access log: cut off, turned away, and a pause" {
+    var fixture: Fixture = .{};
+    try fixture.begin("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+    defer fixture.deinit();
+    fixture.exchange.record.status = 200;
+    const line = &fixture.line;
+    const stamp = &fixture.stamp;
+    const connection = &fixture.connection;
+    const late = reasons.of("write_timeout");
+    const bad = reasons.of("bad_proxy_header");
+    put_refused(line, stamp, time_ms, .text, late, connection, fixture.exchange);
+    put_turned_away(line, stamp, time_ms, .text, bad, connection);
+    put_pause(line, stamp, time_ms, .text, .descriptors);
+    const time = "1994-11-06T08:49:37.042Z ";
+    try testing.expectEqualStrings(time ++ "info cut off 200 write_timeout; GET \"/\" from " ++
+        "unix:, request id " ++ id ++ "\n" ++
+        time ++ "info closed bad_proxy_header; from unix:\n" ++
+        time ++ "warning accepting pauses: the process may open no more files (ulimit -n)\n", //
+        line.written());
+    line.len = 0;
+    put_turned_away(line, stamp, time_ms, .json, bad, connection);
+    const closed = try fixture.json();
+    defer closed.deinit();
+    try testing.expectEqualStrings("unix:", closed.value.object.get("client").?.string);
+    line.len = 0;
+    put_pause(line, stamp, time_ms, .json, .connections);
+    const pause = try fixture.json();
+    defer pause.deinit();
+    try testing.expectEqualStrings("warning", pause.value.object.get("level").?.string);
+}
+
 test "access log: refused and slow requests" {
     var fixture: Fixture = .{};
     try fixture.begin("GET /a\"b HTTP/1.1\r\nX\r\n\r\n");
     defer fixture.deinit();
-    fixture.exchange.record.reason = reasons.of("bad_field_line");
     fixture.exchange.record.status = 400;
     const line = &fixture.line;
-    put_refused(line, &fixture.stamp, time_ms, .text, &fixture.connection, fixture.exchange);
+    const reason = reasons.of("bad_field_line");
+    const stamp = &fixture.stamp;
+    fixture.exchange.record.reason = reason;
+    put_refused(line, stamp, time_ms, .text, reason, &fixture.connection, fixture.exchange);
     put_slow(line, &fixture.stamp, time_ms, .text, &fixture.connection, fixture.exchange);
     try testing.expectEqualStrings("1994-11-06T08:49:37.042Z info refused 400 bad_field_line; " ++
         "GET \"/a\\\"b\" from unix:, request id " ++ id ++ "\n" ++
@@ -428,7 +504,7 @@ test "access log: refused and slow requests" {
         "status 400, thread 3; GET \"/a\\\"b\" from unix:, " ++
         "request id " ++ id ++ "\n", line.written());
     line.len = 0;
-    put_refused(line, &fixture.stamp, time_ms, .json, &fixture.connection, fixture.exchange);
+    put_refused(line, stamp, time_ms, .json, reason, &fixture.connection, fixture.exchange);
     const parsed = try fixture.json();
     defer parsed.deinit();
     const object = &parsed.value.object;

@@ -8,6 +8,7 @@
 
 const std = @import("std");
 const chunked = @import("chunked.zig");
+const refusal_module = @import("refusal.zig");
 const sys = @import("sys.zig");
 const pages = @import("pages.zig");
 const Exchange = @import("exchange.zig").Exchange;
@@ -56,6 +57,26 @@ pub const Interlude = struct {
 
 pub const TakeError = chunked.Error || sys.OpenError || error{TooLarge};
 pub const ReadError = TakeError || error{ ClientGone, TimedOut };
+
+/// The answer to a request whose body cannot be had.
+pub fn refusal_of(err: ReadError) refusal_module.Refusal {
+    return switch (err) {
+        error.TooLarge => .{ .status = 413, .reason = "body_too_large" },
+        error.TimedOut => .{ .status = 408, .reason = "body_timeout" },
+        error.OutOfMemory => .{ .status = 503, .reason = "out_of_memory" },
+        error.DescriptorsExhausted => .{ .status = 503, .reason = "no_descriptors" },
+        error.NoSpace => .{ .status = 507, .reason = "no_space_for_body" },
+        error.Unexpected => .{ .status = 500, .reason = "temporary_file" },
+        error.ClientGone => .{ .status = 400, .reason = "client_gone" },
+        else => |bad| {
+            const failure: chunked.Error = @errorCast(bad);
+            return .{
+                .status = chunked.status_of(failure),
+                .reason = chunked.reason_of(failure),
+            };
+        },
+    };
+}
 
 pub const continue_head = "HTTP/1.1 100 Continue\r\n\r\n";
 /// First memory for a body whose length is not known.

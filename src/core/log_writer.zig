@@ -20,11 +20,13 @@ pub const Flood = enum {
     refused,
     shed,
     slow,
+    pause,
 
     fn lines_per_second(self: Flood) u32 {
         return switch (self) {
             .refused, .shed => 10,
             .slow => 50,
+            .pause => 1,
         };
     }
 
@@ -33,6 +35,7 @@ pub const Flood = enum {
             .refused => "more requests refused",
             .shed => "more requests refused for want of something",
             .slow => "more slow requests",
+            .pause => "more pauses of accepting",
         };
     }
 };

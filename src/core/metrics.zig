@@ -107,6 +107,23 @@ pub inline fn status_index(status: u16) u8 {
 
 const phases = timing_module.phase_count;
 
+/// Why the server closed a connection on which nothing was wrong.
+pub const Closed = enum {
+    /// Idle for longer than `timeouts.keep_alive`.
+    keep_alive_timeout,
+    /// It made room for a new one: `limits.connections`, or no more descriptors.
+    evicted,
+    requests_per_connection,
+};
+
+/// Why clients wait in the kernel's backlog.
+pub const Pause = enum {
+    /// `limits.connections`, and none is idle.
+    connections,
+    descriptors,
+    memory,
+};
+
 /// Made of counters alone, all of them zero at first.
 pub const Shard = extern struct {
     // What every request touches is together.
@@ -124,6 +141,8 @@ pub const Shard = extern struct {
     dropped: [phases]Counter,
     app_exceptions: Counter,
     accepted: Counter,
+    closed: [std.enums.values(Closed).len]Counter,
+    pauses: [std.enums.values(Pause).len]Counter,
 
     pub inline fn count_request(self: *Shard, method: []const u8, status: u16) void {
         const column = status_index(status);
@@ -135,6 +154,7 @@ pub const Shard = extern struct {
         self.refused[reason].add(1);
         const word = reasons.name(reason);
         if (std.mem.eql(u8, word, "head_timeout")) self.count_timeout(.head);
+        if (std.mem.eql(u8, word, "proxy_header_timeout")) self.count_timeout(.head);
         if (std.mem.eql(u8, word, "body_timeout")) self.count_timeout(.body);
         if (std.mem.eql(u8, word, "queue_timeout")) self.count_timeout(.queue);
         if (reasons.kind(reason) == .dropped) self.count_dropped(.queue);
@@ -146,6 +166,14 @@ pub const Shard = extern struct {
 
     pub fn count_dropped(self: *Shard, phase: Phase) void {
         self.dropped[@intFromEnum(phase)].add(1);
+    }
+
+    pub fn count_closed(self: *Shard, why: Closed) void {
+        self.closed[@intFromEnum(why)].add(1);
+    }
+
+    pub fn count_pause(self: *Shard, why: Pause) void {
+        self.pauses[@intFromEnum(why)].add(1);
     }
 
     const counter_count = @sizeOf(Shard) / @sizeOf(Counter);
@@ -321,6 +349,12 @@ fn write_sums(out: Exposition, total: *const Shard, gauges: Gauges) std.Io.Write
     try out.counter("bytes_received", "Bytes received from clients.", total.bytes_received.get());
     try out.counter("bytes_sent", "Bytes sent to clients.", total.bytes_sent.get());
     try out.counter("connections_accepted", "Connections accepted.", total.accepted.get());
+    try out.family("connections_closed", .counter, "Connections that the server closed though " ++
+        "nothing was wrong with them.");
+    try write_by_reason(out, "connections_closed_total", Closed, &total.closed);
+    try out.family("accept_pauses", .counter, "Times at which new clients had to wait in the " ++
+        "kernel's backlog, for want of this.");
+    try write_by_reason(out, "accept_pauses_total", Pause, &total.pauses);
     try out.counter("log_lines_dropped", "Log lines that nobody took in time, or that found no " ++
         "space.", gauges.log_lines_dropped);
 }
@@ -362,6 +396,20 @@ fn write_states(
     for (std.enums.values(State)) |state| {
         const value = values.get(state);
         try out.writer.print(prefix ++ name ++ "{{state=\"{t}\"}} {d}\n", .{ state, value });
+    }
+}
+
+fn write_by_reason(
+    out: Exposition,
+    comptime name: []const u8,
+    comptime Reason: type,
+    counters: []const Counter,
+) std.Io.Writer.Error!void {
+    for (std.enums.values(Reason), counters) |reason, *counter| {
+        try out.writer.print(prefix ++ name ++ "{{reason=\"{t}\"}} {d}\n", .{
+            reason,
+            counter.get(),
+        });
     }
 }
 

@@ -12,6 +12,10 @@ pub const Kind = enum {
     forwarded_fields_stripped,
     /// A trusted peer that must begin with a PROXY header began with something else.
     proxy_header_missing,
+    /// `limits.connections` is reached: idle connections make room for new ones.
+    connections_full,
+    /// The same for want of descriptors.
+    descriptors_exhausted,
 };
 
 pub const Notice = struct {

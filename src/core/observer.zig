@@ -15,6 +15,7 @@ const Connection = @import("connection.zig").Connection;
 const Exchange = @import("exchange.zig").Exchange;
 const Server = @import("server.zig").Server;
 const Phase = @import("timing.zig").Phase;
+const Record = @import("record.zig").Record;
 
 /// The client left before there was an answer: no registered status, but the one that proxies log.
 pub const status_client_gone = 499;
@@ -57,7 +58,7 @@ pub fn finish(server: *Server, lane: *Lane, connection: *Connection) void {
     count(lane.shard, exchange);
     const rules = &server.rules;
     const is_slow = record.timing.total_ns() >= rules.slow_ns;
-    if (rules.access or is_slow or record.reason != null) {
+    if (rules.access or is_slow or why_ended(record) != null) {
         log(server, lane, connection, exchange, is_slow);
     }
     record.number = 0;
@@ -88,15 +89,54 @@ fn log(
         access_log.put_slow(&line, &lane.stamp, now_ms, quoting, connection, exchange);
         server.log.put(.errors, line.written());
     }
-    const reason = exchange.record.reason orelse return;
-    if (!is_wanted(rules, access_log.level_of(reason))) return;
+    const reason = why_ended(&exchange.record) orelse return;
+    if (!admits(server, reason, now_ms)) return;
+    line.len = 0;
+    access_log.put_refused(&line, &lane.stamp, now_ms, quoting, reason, connection, exchange);
+    server.log.put(.errors, line.written());
+}
+
+/// Why the server itself answered a request, or gave up on its client.
+fn why_ended(record: *const Record) ?reasons.Reason {
+    if (record.reason) |reason| return reason;
+    const phase = record.timed_out orelse return null;
+    return if (phase == .write) comptime reasons.of("write_timeout") else null;
+}
+
+/// Whether one more line of its kind is wanted now.
+fn admits(server: *Server, reason: reasons.Reason, now_ms: u64) bool {
+    if (!is_wanted(&server.rules, access_log.level_of(reason))) return false;
     const flood: log_writer.Flood = switch (reasons.kind(reason)) {
         .shed => .shed,
         .bad_request, .timeout, .dropped => .refused,
     };
-    if (!server.log.admit(flood, now_ms)) return;
-    line.len = 0;
-    access_log.put_refused(&line, &lane.stamp, now_ms, quoting, connection, exchange);
+    return server.log.admit(flood, now_ms);
+}
+
+/// Counts and logs a connection that ends before a request has begun on it.
+pub fn turn_away(
+    server: *Server,
+    lane: *Lane,
+    connection: *const Connection,
+    word: []const u8,
+) void {
+    const reason = reasons.of(word);
+    lane.shard.count_refusal(reason);
+    const now_ms = sys.realtime_ms();
+    if (!admits(server, reason, now_ms)) return;
+    var line: log_text.Line = .{ .buffer = lane.line };
+    const quoting = server.rules.quoting;
+    access_log.put_turned_away(&line, &lane.stamp, now_ms, quoting, reason, connection);
+    server.log.put(.errors, line.written());
+}
+
+/// Counts and logs that new clients have to wait in the backlog.
+pub fn note_pause(server: *Server, lane: *Lane, why: metrics_module.Pause) void {
+    lane.shard.count_pause(why);
+    const now_ms = sys.realtime_ms();
+    if (!is_wanted(&server.rules, .warning) or !server.log.admit(.pause, now_ms)) return;
+    var line: log_text.Line = .{ .buffer = lane.line };
+    access_log.put_pause(&line, &lane.stamp, now_ms, server.rules.quoting, why);
     server.log.put(.errors, line.written());
 }
 

@@ -8,7 +8,6 @@
 const std = @import("std");
 const sys = @import("sys.zig");
 const pages = @import("pages.zig");
-const chunked = @import("chunked.zig");
 const predictor = @import("predictor.zig");
 const forwarded = @import("forwarded.zig");
 const proxy_header = @import("proxy_header.zig");
@@ -22,6 +21,8 @@ const body_module = @import("body.zig");
 const suspension_module = @import("suspension.zig");
 const exchange_module = @import("exchange.zig");
 const Probe = @import("health.zig").Probe;
+const metrics_module = @import("metrics.zig");
+const notices_module = @import("notices.zig");
 const observer = @import("observer.zig");
 const overdue = @import("overdue.zig");
 const response_head = @import("response_head.zig");
@@ -123,6 +124,8 @@ pub const Poller = struct {
     overdue_ms: u64 = 0,
     /// No accepting before this: the process was out of descriptors.
     accept_after_ms: u64 = 0,
+    /// Why clients wait in the backlog, if they do.
+    accept_pause: ?metrics_module.Pause = null,
     /// Requests read in this batch, on their way to the ready queue.
     complete: [reactor_module.events_max]*Connection = undefined,
     complete_count: usize = 0,
@@ -460,7 +463,10 @@ pub const Poller = struct {
     /// False when there is nothing more to accept for now.
     fn accept_one(self: *Poller, listener: *Listener, index: u8) bool {
         if (self.slots.in_use == self.slots.connections.len) {
-            if (!self.make_room(listener)) return false;
+            if (!self.make_room(listener, .connections_full)) {
+                if (listener.unread) self.note_pause(.connections);
+                return false;
+            }
         }
         const accepted = sys.accept(listener.fd) catch |err| switch (err) {
             error.WouldBlock => {
@@ -469,12 +475,15 @@ pub const Poller = struct {
             },
             error.ConnectionGone => return true,
             error.DescriptorsExhausted => again: {
-                if (!self.make_room(listener)) {
-                    return if (listener.unread) self.pause_accepting() else false;
+                if (!self.make_room(listener, .descriptors_exhausted)) {
+                    return if (listener.unread) self.pause_accepting(.descriptors) else false;
                 }
-                break :again sys.accept(listener.fd) catch return self.pause_accepting();
+                break :again sys.accept(listener.fd) catch |again| switch (again) {
+                    error.DescriptorsExhausted => return self.pause_accepting(.descriptors),
+                    else => return self.pause_accepting(.memory),
+                };
             },
-            error.OutOfMemory, error.Unexpected => return self.pause_accepting(),
+            error.OutOfMemory, error.Unexpected => return self.pause_accepting(.memory),
         };
         self.adopt(accepted, index);
         return true;
@@ -483,23 +492,39 @@ pub const Poller = struct {
     /// Closes what has ended, or else the connection that has been idle longest, for a client in
     /// the backlog. False when none is idle, or nobody waits, so that nobody has to go: accept(2)
     /// finds out that there are no descriptors before it looks for a client.
-    fn make_room(self: *Poller, listener: *Listener) bool {
+    fn make_room(self: *Poller, listener: *Listener, why: notices_module.Kind) bool {
         if (!sys.may_be_ready(listener.fd, .readable)) {
             listener.unread = false;
             return false;
         }
-        if (self.closing == null) self.mark_closing(self.find_idle() orelse return false);
+        if (self.closing == null) {
+            const idle = self.find_idle() orelse return false;
+            self.lane.shard.count_closed(.evicted);
+            self.server.notify(why, &sys.no_address);
+            self.mark_closing(idle);
+        }
         self.close_marked();
         return true;
     }
 
     /// Always false, as `accept_one`.
-    fn pause_accepting(self: *Poller) bool {
+    fn pause_accepting(self: *Poller, why: metrics_module.Pause) bool {
         self.accept_after_ms = self.now_ms + accept_pause_ms;
+        self.note_pause(why);
         return false;
     }
 
+    /// Counts and logs that clients wait in the backlog; once, until one has been let in.
+    fn note_pause(self: *Poller, why: metrics_module.Pause) void {
+        if (self.accept_pause != null) return;
+        // It only has an event on its way.
+        if (why == .connections and self.find_longest_idle() != null) return;
+        self.accept_pause = why;
+        observer.note_pause(self.server, &self.lane, why);
+    }
+
     fn adopt(self: *Poller, accepted: sys.Accepted, listener: u8) void {
+        self.accept_pause = null;
         const connection = self.slots.acquire() orelse return sys.close(accepted.fd);
         connection.fd = accepted.fd;
         connection.address = accepted.address;
@@ -548,7 +573,7 @@ pub const Poller = struct {
 
     fn read_proxy_header(self: *Poller, connection: *Connection) void {
         const exchange = connection.exchange orelse self.server.pool.acquire() catch {
-            return self.mark_closing(connection);
+            return self.turn_away(connection, "out_of_memory");
         };
         connection.exchange = exchange;
         comptime std.debug.assert(proxy_header.bytes_max < exchange_module.buffer_bytes);
@@ -573,7 +598,7 @@ pub const Poller = struct {
         const complete = parser.feed(exchange.bytes[0..exchange.received]) catch {
             // No answer: who speaks is not known, nor whether it is HTTP.
             self.server.notify(.proxy_header_missing, &connection.address);
-            self.mark_closing(connection);
+            self.turn_away(connection, "bad_proxy_header");
             return true;
         };
         if (!complete) return false;
@@ -581,6 +606,12 @@ pub const Poller = struct {
         exchange.request_end = parser.header_bytes;
         self.next_request(connection);
         return true;
+    }
+
+    /// Closes a connection on which no request has begun, and says why.
+    fn turn_away(self: *Poller, connection: *Connection, reason: []const u8) void {
+        observer.turn_away(self.server, &self.lane, connection, reason);
+        self.mark_closing(connection);
     }
 
     // ---- Reading a head ------------------------------------------------------------------------
@@ -753,18 +784,7 @@ pub const Poller = struct {
     }
 
     fn refuse_body(self: *Poller, connection: *Connection, err: body_module.TakeError) void {
-        switch (err) {
-            error.TooLarge => self.refuse(connection, 413, "body_too_large"),
-            error.OutOfMemory => self.refuse(connection, 503, "out_of_memory"),
-            error.DescriptorsExhausted => self.refuse(connection, 503, "no_descriptors"),
-            error.NoSpace => self.refuse(connection, 507, "no_space_for_body"),
-            error.Unexpected => self.refuse(connection, 500, "temporary_file"),
-            else => |bad| {
-                const chunk_error: chunked.Error = @errorCast(bad);
-                const status = chunked.status_of(chunk_error);
-                self.refuse(connection, status, chunked.reason_of(chunk_error));
-            },
-        }
+        self.refuse_with(connection, body_module.refusal_of(err));
     }
 
     // ---- To the application --------------------------------------------------------------------
@@ -1007,6 +1027,10 @@ pub const Poller = struct {
         connection.state = .lingering;
         connection.came_whole = false;
         self.server.lingering.add(1);
+        const limit = self.server.options.requests_per_connection;
+        if (limit > 0 and connection.requests >= limit) {
+            self.lane.shard.count_closed(.requests_per_connection);
+        }
         if (connection.exchange) |exchange| {
             connection.came_whole = exchange.head.is_complete() and exchange.body.complete;
             self.server.pool.release(exchange);
@@ -1105,8 +1129,9 @@ pub const Poller = struct {
 
     fn time_out(self: *Poller, connection: *Connection) void {
         switch (connection.state) {
-            .reading_proxy_header => self.mark_closing(connection),
+            .reading_proxy_header => self.turn_away(connection, "proxy_header_timeout"),
             .reading_head => if (connection.exchange == null) {
+                self.lane.shard.count_closed(.keep_alive_timeout);
                 self.mark_closing(connection);
             } else {
                 self.refuse(connection, 408, "head_timeout");

@@ -4,7 +4,9 @@
 //! The words of the parsers' errors are taken from them. Pure; any thread; GIL: not needed.
 
 const std = @import("std");
+const body = @import("body.zig");
 const chunked = @import("chunked.zig");
+const forwarded = @import("forwarded.zig");
 const request_head = @import("request_head.zig");
 
 /// What a reason is counted as.
@@ -32,12 +34,15 @@ const own = [_]Entry{
     .{ "temporary_file", .shed },
     .{ "head_timeout", .timeout },
     .{ "body_timeout", .timeout },
+    .{ "write_timeout", .timeout },
+    .{ "proxy_header_timeout", .timeout },
     .{ "client_gone", .dropped },
     .{ "connect", .bad_request },
     .{ "body_too_large", .bad_request },
+    .{ "bad_proxy_header", .bad_request },
 };
 
-const parsers = .{ request_head, chunked };
+const parsers = .{ request_head, chunked, forwarded };
 
 const entries: []const Entry = blk: {
     @setEvalBranchQuota(20_000);
@@ -89,11 +94,12 @@ test "reasons: every one has a word of its own" {
 test "reasons: every one that the sources give is in the list" {
     var found: usize = 0;
     inline for (.{ @embedFile("poller.zig"), @embedFile("server.zig") }) |source| {
-        // refuse(connection, 400, "word") and .reason = "word", as they stand on one line.
+        // refuse(connection, 400, "word") and the like, as they stand on one line.
         var lines = std.mem.splitScalar(u8, source, '\n');
         while (lines.next()) |line| {
             const is_refusal = std.mem.indexOf(u8, line, "refuse(connection, ") != null or
                 std.mem.indexOf(u8, line, "shed(connection, ") != null or
+                std.mem.indexOf(u8, line, "turn_away(connection, ") != null or
                 std.mem.indexOf(u8, line, ".reason = \"") != null;
             if (!is_refusal) continue;
             const start = (std.mem.indexOfScalar(u8, line, '"') orelse continue) + 1;
@@ -106,4 +112,17 @@ test "reasons: every one that the sources give is in the list" {
         }
     }
     try testing.expect(found >= 10);
+}
+
+test "reasons: every failure of a parser or of a body has a word in the list" {
+    inline for (parsers) |parser| {
+        inline for (@typeInfo(parser.Error).error_set.?) |failure| {
+            try testing.expect(of(parser.reason_of(@field(parser.Error, failure.name))) != 0);
+        }
+    }
+    inline for (@typeInfo(body.ReadError).error_set.?) |failure| {
+        const refusal = body.refusal_of(@field(body.ReadError, failure.name));
+        try testing.expect(of(refusal.reason) != 0);
+        try testing.expect(refusal.status >= 400);
+    }
 }

@@ -192,7 +192,13 @@ pub const Crew = struct {
         defer self.end_wait(.body);
         return exchange.body.read(exchange, fd, destination, limits, interlude) catch |err| {
             if (err == error.TimedOut) exchange.record.timed_out = .body;
-            if (err == error.ClientGone) exchange.record.client_gone = true;
+            if (err == error.ClientGone) {
+                exchange.record.client_gone = true;
+            } else {
+                const refusal = body_module.refusal_of(err);
+                const reason = reasons.of(refusal.reason);
+                exchange.record.body_failure = .{ .status = refusal.status, .reason = reason };
+            }
             return err;
         };
     }
@@ -827,7 +833,7 @@ pub const Server = struct {
         connection.after = .close;
         const exchange = connection.exchange orelse {
             // Without an exchange there is nowhere to keep what the socket does not take now.
-            lane.shard.count_refusal(reasons.of(refusal.reason));
+            observer.turn_away(self, lane, connection, refusal.reason);
             _ = sys.send(connection.fd, text) catch {};
             return;
         };

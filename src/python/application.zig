@@ -754,15 +754,40 @@ pub const Bridge = struct {
             error.Raised => {
                 const exception = capi.take_exception();
                 defer capi.drop_maybe(exception);
-                const client_left = reply.progress.broken and is_os_error(exception);
-                if (!client_left) self.report_trouble(crew, exception);
+                const is_clients = is_client_failure(crew) and is_os_error(exception);
+                if (!is_clients) {
+                    self.report_trouble(crew, exception);
+                } else if (!reply.progress.head_sent and !reply.progress.broken) {
+                    return answer_client_failure(crew);
+                }
             },
         }
         if (reply.progress.head_sent or reply.progress.broken) {
             if (!reply.progress.finished) reply.abort();
             return;
         }
-        answer_500(reply) catch reply.abort();
+        answer_error(reply, "500 Internal Server Error") catch reply.abort();
+    }
+
+    /// Whether an OSError of the application may be one that the client has caused, which it could
+    /// do as often as it likes: nobody wants that in the log.
+    fn is_client_failure(crew: *const Crew) bool {
+        const record = &crew.exchange.record;
+        return crew.reply.progress.broken or record.client_gone or record.body_failure != null;
+    }
+
+    /// The body that the application read as it came was not one; it has the same answer as if it
+    /// had been read before the call.
+    fn answer_client_failure(crew: *Crew) void {
+        const reply = &crew.reply;
+        const record = &crew.exchange.record;
+        const failure = record.body_failure orelse return reply.abort();
+        record.reason = failure.reason;
+        record.timed_out = null; // the reason says it
+        var storage: [64]u8 = undefined;
+        const phrase = core.refusal.phrase_of(failure.status);
+        const status = std.fmt.bufPrint(&storage, "{d} {s}", .{ failure.status, phrase }) catch "";
+        answer_error(reply, status) catch reply.abort();
     }
 
     fn is_os_error(exception: ?*Object) bool {
@@ -770,9 +795,13 @@ pub const Bridge = struct {
         return capi.PyObject_IsInstance(object, capi.PyExc_OSError) == 1;
     }
 
-    fn answer_500(reply: *core.reply.Reply) core.reply.FinishError!void {
-        const text = "500 Internal Server Error\n";
-        try reply.start("500 Internal Server Error");
+    fn answer_error(
+        reply: *core.reply.Reply,
+        status: []const u8,
+    ) core.reply.FinishError!void {
+        var storage: [64]u8 = undefined;
+        const text = std.fmt.bufPrint(&storage, "{s}\n", .{status}) catch status;
+        try reply.start(status);
         try reply.head.add("Content-Type", "text/plain; charset=utf-8");
         reply.progress.must_close = true;
         try reply.write(text, text.len);
