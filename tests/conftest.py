@@ -1,5 +1,6 @@
 """Fixtures of the integration tests: real server processes, and their logs beside a failure."""
 
+import signal
 import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -9,6 +10,10 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from serving import Server, Servers
+
+# A shell that starts the tests in the background makes them ignore SIGINT, and so would the servers.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

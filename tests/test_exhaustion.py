@@ -168,7 +168,8 @@ def test_hardly_any_descriptors(serve: Servers) -> None:
         wait_until(partial(has_begun_or_ended, server), 10, server.log)
         if server.process.poll() is None:
             break
-        assert server.wait() == 1
+        # 2 where there is none for the config file itself.
+        assert server.wait() in (1, 2)
         logs.append(server.log())
     assert any("core cannot start: OSError: the system refused" in log for log in logs), logs
     # The start may have needed a few more than it keeps.

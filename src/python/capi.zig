@@ -24,17 +24,24 @@ pub const Error = error{
 // ---- References --------------------------------------------------------------------------------
 
 // As the macros of the 3.11 stable ABI do it, whose place and width of the count every later
-// version keeps for extensions built so. Immortal objects come out as they went in.
+// version keeps for extensions built so; but for immortal objects.
 
 /// A new reference to the same object.
 pub inline fn new(object: *Object) *Object {
-    object.refcount +%= 1;
+    if (!is_immortal(object)) object.refcount +%= 1;
     return object;
 }
 
 pub inline fn drop(object: *Object) void {
+    if (is_immortal(object)) return;
     object.refcount -%= 1;
     if (object.refcount == 0) _Py_Dealloc(object);
+}
+
+/// Whether CPython does not count it either (PEP 683, from 3.12 on): counted on one side alone, the
+/// count would drift until the object is mortal. Before 3.12 no count comes near this bit.
+inline fn is_immortal(object: *const Object) bool {
+    return @as(i32, @truncate(object.refcount)) < 0;
 }
 
 pub inline fn drop_maybe(object: ?*Object) void {
@@ -76,6 +83,11 @@ pub inline fn bytes_from(bytes: []const u8) Error!*Object {
 
 pub inline fn is_exact(object: *const Object, kind: *const Type) bool {
     return object.type == kind;
+}
+
+/// Whether it is of this type or one made from it.
+pub fn is_kind_of(object: *const Object, kind: *Type) bool {
+    return object.type == kind or PyType_IsSubtype(object.type, kind) != 0;
 }
 
 pub inline fn is_string(object: *Object) bool {
@@ -237,6 +249,7 @@ pub extern var _Py_FalseStruct: Object;
 pub extern var PyList_Type: Type;
 pub extern var PyTuple_Type: Type;
 pub extern var PyCFunction_Type: Type;
+pub extern fn PyType_IsSubtype(kind: *Type, other: *Type) c_int;
 pub extern var PyExc_AssertionError: *Object;
 pub extern var PyExc_OSError: *Object;
 pub extern var PyExc_RuntimeError: *Object;

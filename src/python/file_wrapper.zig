@@ -83,7 +83,8 @@ fn find_regular(filelike: *Object) capi.Error!?core.file_part.FilePart {
 fn reading_file(filelike: *Object) capi.Error!?*Object {
     const read = try capi.owned(capi.PyObject_GetAttr(filelike, keys.read));
     defer capi.drop(read);
-    if (capi.is_exact(read, &capi.PyCFunction_Type)) {
+    // A subtype where the method wants to know the class, as FileIO's does from CPython 3.13 on.
+    if (capi.is_kind_of(read, &capi.PyCFunction_Type)) {
         return capi.new(capi.PyCFunction_GetSelf(read) orelse return null);
     }
     // NamedTemporaryFile's methods are wrapped, to keep the file alive.
