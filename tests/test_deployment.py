@@ -265,19 +265,78 @@ def test_panels_do_not_overlap() -> None:
             )
 
 
-def test_server_has_every_metric_of_the_dashboard(serve: Servers) -> None:
+@pytest.fixture(scope="module")
+def series(serve_module: Servers) -> dict[str, dict[str, set[str]]]:
+    """Return every metric of a running server, histograms without suffix, with its labels."""
     admin = f"127.0.0.1:{free_port()}"
-    server = serve(config={"admin": {"bind": admin}})
+    server = serve_module(config={"admin": {"bind": admin}})
     assert requests.get(server.url, timeout=10).status_code == 200
 
-    def found() -> set[str] | None:
+    def found() -> dict[str, dict[str, set[str]]] | None:
         text = requests.get(f"http://{admin}/metrics", timeout=10).text
-        families = set(re.findall(r"^# TYPE (serve_zig_\w+) ", text, re.MULTILINE))
-        # OpenMetrics names the family of a counter without its suffix.
-        families |= {f"{name}_total" for name in families}
-        return families if named_metrics() <= families else None
+        metrics: dict[str, dict[str, set[str]]] = {}
+        for line in text.splitlines():
+            if line.startswith("# TYPE "):
+                metrics[line.split()[2]] = {}
+            elif not line.startswith("#"):
+                name, labels = re.match(r"(\w+)(?:\{(.*)\})? ", line).groups("")  # type: ignore[union-attr]
+                family = name if name in metrics else re.sub("_(bucket|sum|count)$", "", name)
+                for label, value in re.findall(r'(\w+)="([^"]*)"', labels):
+                    metrics[family].setdefault(label, set()).add(value)
+        # It counts the request after it has answered.
+        return metrics if "method" in metrics["serve_zig_requests_total"] else None
 
-    wait_until(found, 5.0, lambda: requests.get(f"http://{admin}/metrics", timeout=10).text)
+    return wait_until(found, 5.0, lambda: requests.get(f"http://{admin}/metrics", timeout=10).text)
+
+
+# What Prometheus adds.
+OUTER_LABELS = {"pod", "namespace", "job", "instance"}
+
+TEXTS = sorted(
+    path
+    for place in ("README.md", "CHANGELOG.md", "docs/*.md", "examples/*/*", "src/core/admin/*.html")
+    for path in REPOSITORY.glob(place)
+    if path.suffix in (".md", ".yaml", ".json", ".html", ".toml")
+)
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_metrics_that_a_file_names_are_there(
+    path: Path, series: dict[str, dict[str, set[str]]]
+) -> None:
+    text = path.read_text("utf-8").replace('\\"', '"')
+    for name, selector in re.findall(r"\b(serve_zig_\w+[a-z])(?:\{([^}\n]*)\})?", text):
+        family = re.sub("_(bucket|sum|count)$", "", name)
+        assert family in series, name
+        labels = {**series[family], "le": set()} if family != name else series[family]
+        for label, value in re.findall(r'(\w+)(?:[=!]=?~?"([^"]*)")?(?:,|$)', selector):
+            if label in OUTER_LABELS:
+                continue
+            assert label in labels, (name, label)
+            if label in ("state", "phase", "reason"):
+                assert set(filter(None, value.split("|"))) <= labels[label], (name, label, value)
+
+
+def test_queries_group_by_labels_that_are_there(series: dict[str, dict[str, set[str]]]) -> None:
+    for expression in expressions():
+        labels = OUTER_LABELS | {"le"}
+        for name in re.findall(r"serve_zig_\w+", expression):
+            labels |= series[name.removesuffix("_bucket")].keys()
+        for names in re.findall(r"\bby\s*\(([^)]*)\)", expression):
+            assert {name.strip() for name in names.split(",")} <= labels, expression
+
+
+def test_operations_has_every_metric(series: dict[str, dict[str, set[str]]]) -> None:
+    """docs/OPERATIONS.md names them without their prefix, with their labels."""
+    text = (REPOSITORY / "docs" / "OPERATIONS.md").read_text("utf-8")
+    section = text.partition("\n## Metrics\n")[2].partition("\nWhat to look at first")[0]
+    named = {
+        f"serve_zig_{name}": set(filter(None, labels.split(",")))
+        for row in section.splitlines()
+        if row.startswith("| `")
+        for name, labels in re.findall(r"`(\w+)(?:\{([\w,]*)\})?`", row.split("|")[1])
+    }
+    assert named == {name: labels.keys() - {"le"} for name, labels in series.items()}
 
 
 # Docker.
