@@ -40,7 +40,10 @@ def application_frames(frame: FrameType) -> traceback.StackSummary:
     import traceback
 
     stack = traceback.extract_stack(frame)
-    stack[:] = [entry for entry in stack if not _is_worker_file(entry.filename)]
+    # What started the launcher is not the application's either: runpy, the script serve-zig.
+    files = [entry.filename.startswith(_LAUNCHER_DIRECTORY) for entry in stack]
+    begin = files.index(True) if True in files else 0
+    stack[:] = [entry for entry in stack[begin:] if not _is_worker_file(entry.filename)]
     return stack
 
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     Request = dict[str, Any]
 
+_NAMES_MAX = 10
+
 
 class Diagnosis:
     """Tells the log about the requests of one server; ``threads`` are its workers, by number."""
@@ -39,6 +41,7 @@ class Diagnosis:
                 f"request timeout: {describe(report)} has been in the application for "
                 f"{report['waited']:.1f} s{answered}",
                 stack or "(it ended before its stack could be taken: the GIL was held)",
+                **_fields(report),
             )
             if self._raises:
                 self._server.interrupt(report["thread"], report["call"], RequestTimeout)
@@ -49,14 +52,14 @@ class Diagnosis:
             stack = ""
             if request["thread"] is not None:
                 stack = stack_of(self._thread_id(request["thread"]))
-            self._log.error(f"cut off: {describe(request)}", stack)
+            self._log.record("error", f"cut off: {describe(request)}", stack, **_fields(request))
 
     def dump(self, why: str) -> None:
         """Log every request in flight and every thread's stack."""
         requests = self._server.requests()
         self._log.warning(f"{why}: {len(requests)} requests in flight")
         for request in sorted(requests, key=lambda one: one["age"], reverse=True):
-            self._log.warning(f"in flight: {describe(request)}")
+            self._log.record("warning", f"in flight: {describe(request)}", "", **_fields(request))
         dump_threads(self._log)
 
     def by_thread(self) -> dict[int, Request]:
@@ -73,9 +76,28 @@ class Diagnosis:
 
 
 def dump_threads(log: Log) -> None:
-    """Log the stack of each thread that is inside code of the application."""
+    """Log the stack of each thread that is inside code of the application, and name the others."""
+    others = []
     for name, thread_id, stack in every_stack():
-        log.record("warning", f"thread {name} ({thread_id})", stack)
+        if stack:
+            log.record("warning", f"thread {name} ({thread_id})", stack)
+        else:
+            others.append(name)
+    more = f" and {len(others) - _NAMES_MAX} more" if len(others) > _NAMES_MAX else ""
+    log.warning(
+        f"{len(others)} threads are in no code of the application: "
+        f"{', '.join(others[:_NAMES_MAX])}{more}"
+    )
+
+
+def _fields(request: Request) -> dict[str, str | None]:
+    """Return what tells the request from others, for a log in JSON."""
+    return {
+        "method": request["method"],
+        "target": request["target"],
+        "client": request["client"] or "unix:",
+        "request_id": request["request_id"] or None,
+    }
 
 
 def describe(request: Request) -> str:

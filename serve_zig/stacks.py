@@ -24,14 +24,12 @@ def stack_of(thread_id: int) -> str:
 
 
 def every_stack() -> list[tuple[str, int, str]]:
-    """Return name, id and stack of each thread that is inside code of the application."""
+    """Return name, id and stack of each thread; the stack of the server's own code is empty."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
-    found = []
-    for thread_id, frame in sys._current_frames().items():
-        stack = format_stack(frame)
-        if stack:
-            found.append((names.get(thread_id, "(not of Python)"), thread_id, stack))
-    return sorted(found)
+    return sorted(
+        (names.get(thread_id, "(not of Python)"), thread_id, format_stack(frame))
+        for thread_id, frame in sys._current_frames().items()
+    )
 
 
 def threads_as_json(requests: Mapping[int, Mapping[str, Any]]) -> bytes:

@@ -1,5 +1,6 @@
 """timeouts.request: calls that take too long, logged, answered for and interrupted."""
 
+import json
 import re
 import signal
 import threading
@@ -136,6 +137,7 @@ def test_overdue_call_is_answered(answering: Pair) -> None:
         assert response.status == 504
         assert response.closes
         assert response.body == b"504 Gateway Timeout: request_timeout\n"
+        assert response.value("X-Request-Id")
         assert LIMIT - 0.05 < time.monotonic() - began < 0.9
         connection.expect_close()
     server.wait_event("done", path="/sleep")
@@ -147,6 +149,34 @@ def test_overdue_call_is_answered(answering: Pair) -> None:
     assert timeouts(admin) - before == 1
     metrics = admin.text("/metrics")
     assert re.search(r'requests_total\{method="GET",status="504"\} [1-9]', metrics)
+
+
+def test_lines_of_an_overdue_call_are_told_by_its_id(serve: Servers) -> None:
+    """Error and access log, and what was sent, though not by the application."""
+    server, admin = serve_with_admin(
+        serve,
+        "overdue:app",
+        {
+            "timeouts": {"request": LIMIT, "request_action": "answer"},
+            "log": {"format": "json", "access": "stdout"},
+        },
+    )
+    wire = server.raw(get("/sleep?0.6"))
+    found = re.search(rb"^X-Request-Id: (\w+)\r$", wire, re.MULTILINE)
+    assert found is not None, wire
+    given = found[1].decode()
+    server.wait_log('"message":"request timeout: ')
+    (line,) = [one for one in server.log().splitlines() if "request timeout" in one]
+    record = json.loads(line)
+    assert record["request_id"] == given
+    assert (record["method"], record["target"]) == ("GET", "/sleep?0.6")
+    assert record["client"] == "127.0.0.1"
+    assert "in sleep_in_steps" in record["detail"]
+    access = json.loads(wait_until(lambda: server.output(), 5, lambda: "no line"))
+    assert access["request_id"] == given
+    assert access["status"] == 504
+    assert access["bytes_sent"] == len(wire)
+    assert f"serve_zig_bytes_sent_total {len(wire)}\n" in admin.text("/metrics")
 
 
 def test_head_request_is_answered_without_a_body(answering: Pair) -> None:
@@ -354,6 +384,9 @@ def test_sigusr1_dumps_requests_and_threads(serve: Servers) -> None:
         assert re.search(r'in flight: GET "/gate\?dump" from 127\.0\.0\.1 \(app for \d', log)
         assert re.search(r'in flight: GET "/waits" from 127\.0\.0\.1 \(queue for \d', log)
         assert re.search(r"warning thread serve-zig-\d+ \(\d+\)\n(    .*\n)+.*in wait_gate", log)
+        # The others are the server's own.
+        assert "thread MainThread" not in log
+        assert re.search(r"\d threads are in no code of the application: MainThread, serve-", log)
         server.open_gate("dump")
         assert running.response().status == 200
         assert queued.response().status == 200
@@ -364,7 +397,7 @@ def dump(server: Server) -> str:
     before = len(server.log())
     server.send_signal(signal.SIGUSR1)
     return wait_until(
-        lambda: found if (found := server.log()[before:]).count("in wait_gate") else None,
+        lambda: found if " in no code " in (found := server.log()[before:]) else None,
         5,
         lambda: f"no dump:\n{server.log()}",
     )

@@ -48,6 +48,9 @@ pub const Call = struct {
     /// When the application was called, or last gave something to send.
     since_ms: std.atomic.Value(u64) = .init(0),
     connection: std.atomic.Value(?*Connection) = .init(null),
+    /// How long the poller's answer is, and its head, for the log; written before it is taken.
+    answer_bytes: std.atomic.Value(u32) = .init(0),
+    answer_head_bytes: std.atomic.Value(u32) = .init(0),
     /// The last call that was found overdue; the poller's.
     found: u61 = 0,
 
@@ -218,15 +221,19 @@ fn act(
         .silent => {},
     }
     const connection = call.connection.load(.acquire).?;
-    if (!call.take(seen)) return false;
-    report.answered = true;
     var buffer: [refusal_module.bytes_max]u8 = undefined;
     const refusal: refusal_module.Refusal = .{
         .status = status,
         .reason = "request_timeout",
         .without_body = std.mem.eql(u8, report.request.method.slice(), "HEAD"),
+        .request_id = report.request.request_id.slice(),
     };
     const text = refusal_module.write(&buffer, refusal, date.at(sys.realtime_seconds()));
+    const head_bytes = std.mem.indexOf(u8, text, "\r\n\r\n").? + 4;
+    call.answer_bytes.store(@intCast(text.len), .monotonic);
+    call.answer_head_bytes.store(@intCast(head_bytes), .monotonic);
+    if (!call.take(seen)) return false;
+    report.answered = true;
     // The worker owns the connection and what is kept for it; a socket that is full at this point
     // belongs to a client that reads nothing.
     const sent = sys.send(connection.fd, text) catch 0;

@@ -721,6 +721,8 @@ pub const Server = struct {
         const record = &exchange.record;
         record.status = overdue_module.status;
         record.client_gone = false;
+        record.bytes_sent += crew.call.answer_bytes.load(.monotonic);
+        record.head_bytes_sent += crew.call.answer_head_bytes.load(.monotonic);
         if (exchange.continuation != null) {
             // Suspended all the same: the poller resumes it for its end.
             if (connection.worker) |bound| self.scheduler.bind(bound);
