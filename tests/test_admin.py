@@ -204,6 +204,20 @@ def test_livez_turns_when_the_gil_is_lost(serve: Servers) -> None:
     wait_until(lambda: admin.ask("/livez").status == 200, 2, lambda: "/livez stays 503")
 
 
+def test_livez_turns_though_requests_are_shed(serve: Servers) -> None:
+    """queue_timeout is shorter than livez_stall by default: a request that was shed had waited."""
+    config = {"admin": {"livez_stall": 1.0}, "concurrency": {"queue_timeout": 0.2}}
+    server, admin = serve_with_admin(serve, "holding:app", config)
+    with server.connect() as first, server.connect() as second:
+        first.send(get("/hold?2"))
+        server.wait_event("begun", path="/hold")
+        second.send(get("/"))
+        assert second.response().status == 503
+        wait_until(lambda: admin.ask("/livez").status == 503, 1.7, lambda: "/livez stays 200")
+        assert first.response().status == 200
+    wait_until(lambda: admin.ask("/livez").status == 200, 2, lambda: "/livez stays 503")
+
+
 def test_livez_stays_when_all_threads_wait_for_something_else(serve: Servers) -> None:
     """A database that is away is not mended by a restart."""
     config = {"admin": {"livez_stall": 0.3}, **ONE_THREAD}

@@ -60,6 +60,8 @@ pub const Pulse = struct {
     progress: u64,
     /// Requests that no thread has taken yet.
     waiting: u32,
+    /// Requests that have waited too long and were answered 503.
+    shed: u64 = 0,
     /// A further request would be answered 503.
     is_full: bool,
 };
@@ -72,15 +74,21 @@ pub const Pulse = struct {
 pub const Watch = struct {
     stall_ms: u64,
     progress: u64 = 0,
-    /// Since when requests wait and none begins or ends.
+    /// Since when requests wait and none begins or ends. One that was shed waits still: it came
+    /// to nothing, and `queue_timeout` may be shorter than `stall_ms`.
     still_since_ms: ?u64 = null,
+    /// How many had been shed before that.
+    shed_before: u64 = 0,
     /// When a thread was told to take the GIL and has not come back.
     asked_ms: ?u64 = null,
 
     /// Takes a look in; true when a thread shall be told to take the GIL.
     pub fn observe(self: *Watch, now_ms: u64, pulse: Pulse) bool {
-        if (pulse.waiting == 0 or pulse.progress != self.progress) {
+        const nobody_waited = pulse.waiting == 0 and
+            (pulse.shed == self.shed_before or self.asked_ms == null);
+        if (nobody_waited or pulse.progress != self.progress) {
             self.still_since_ms = null;
+            self.shed_before = pulse.shed;
             self.progress = pulse.progress;
         }
         if (pulse.waiting == 0) return false;
@@ -150,6 +158,24 @@ test "health: a GIL that nobody else wants may be held" {
     try testing.expect(!watch.observe(5200, waiting(7)));
     try testing.expectEqual(0, watch.stalled_ms(6000));
     try testing.expectEqual(1000, watch.stalled_ms(6100));
+}
+
+test "health: requests that were shed waited" {
+    var watch: Watch = .{ .stall_ms = 1000 };
+    const shed: Pulse = .{ .progress = 7, .waiting = 0, .shed = 3, .is_full = false };
+    _ = watch.observe(100, waiting(7));
+    _ = watch.observe(200, waiting(7));
+    _ = watch.observe(500, shed);
+    try testing.expectEqual(0, watch.stalled_ms(1000));
+    try testing.expectEqual(1000, watch.stalled_ms(1200));
+    watch.took_gil();
+    try testing.expectEqual(0, watch.stalled_ms(1300));
+    _ = watch.observe(1400, shed);
+    // Those before are no reason for the next time.
+    _ = watch.observe(1500, .{ .progress = 7, .waiting = 1, .shed = 3, .is_full = false });
+    _ = watch.observe(1600, .{ .progress = 7, .waiting = 1, .shed = 3, .is_full = false });
+    _ = watch.observe(1700, shed);
+    try testing.expectEqual(0, watch.stalled_ms(9000));
 }
 
 test "health: a request that ends is a sign of life" {

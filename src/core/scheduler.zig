@@ -382,6 +382,7 @@ pub fn Scheduler(comptime Host: type) type {
             return .{
                 .progress = self.progress,
                 .waiting = @as(u32, @intCast(self.ready_count)) + self.own_count + begun,
+                .shed = self.shed_count,
                 .is_full = self.ready_count >= self.options.queue + free_threads,
             };
         }
