@@ -79,6 +79,8 @@ class Telemetry:
         ratio = config.value("telemetry.sample_ratio")
         assert isinstance(ratio, float)
         self._log = log
+        # Else the client may be whom a proxy names, and the environ does not tell the peer.
+        self._is_direct = not config.strings("proxy.trusted")
         url = traces_url(config.text("telemetry.otlp_endpoint"))
         self._handler = _Handler(log, url)
         logging.getLogger("opentelemetry").addHandler(self._handler)
@@ -103,7 +105,8 @@ class Telemetry:
 
         if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
             trace.set_tracer_provider(self._provider)
-        return _Traced(application, self._provider.get_tracer("serve_zig"), self._log)
+        tracer = self._provider.get_tracer("serve_zig")
+        return _Traced(application, tracer, self._log, is_direct=self._is_direct)
 
     def close(self, seconds: float = FLUSH_SECONDS) -> None:
         """Send the spans that are left, within so many seconds, and end."""
@@ -182,11 +185,14 @@ class _Traced:
     own. So the span that is made current here is the current one wherever the response goes on.
     """
 
-    def __init__(self, application: Application, tracer: Tracer, log: Log) -> None:
+    def __init__(
+        self, application: Application, tracer: Tracer, log: Log, *, is_direct: bool = True
+    ) -> None:
         # Imported once: what follows is done for each request.
         from opentelemetry import context, propagate, trace
 
         self._application = application
+        self._is_direct = is_direct
         self._tracer = tracer
         self._log = log
         self._extract = propagate.extract
@@ -229,7 +235,7 @@ class _Traced:
             _method(environ)[0],
             context=parent,
             kind=self._server_kind,
-            attributes=_attributes(environ),
+            attributes=_attributes(environ, is_direct=self._is_direct),
             start_time=start_ns,
         )
         if span.is_recording():
@@ -397,7 +403,7 @@ def _method(environ: Environ) -> tuple[str, str]:
     return (method, method) if method in _METHODS else ("HTTP", "_OTHER")
 
 
-def _attributes(environ: Environ) -> Attributes:
+def _attributes(environ: Environ, *, is_direct: bool) -> Attributes:
     """Return what is known when a request begins, which samplers may look at."""
     method = _method(environ)[1]
     scheme = environ["wsgi.url_scheme"]
@@ -425,6 +431,10 @@ def _attributes(environ: Environ) -> Attributes:
     client_port = environ.get("REMOTE_PORT", "")
     if client_port.isdigit():
         attributes["client.port"] = int(client_port)
+    if is_direct and "client.address" in attributes:
+        attributes["network.peer.address"] = attributes["client.address"]
+        if "client.port" in attributes:
+            attributes["network.peer.port"] = attributes["client.port"]
     return attributes
 
 

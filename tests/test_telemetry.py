@@ -236,6 +236,8 @@ def test_attributes_follow_the_conventions(shared: tuple[Server, Collector]) -> 
     assert {key: span.attributes.get(key) for key in expected} == expected
     assert "error.type" not in span.attributes
     assert isinstance(span.attributes["client.port"], int)
+    assert span.attributes["network.peer.address"] == "127.0.0.1"
+    assert span.attributes["network.peer.port"] == span.attributes["client.port"]
     assert span.attributes["serve_zig.request_id"]
     assert span.resource["service.name"] == "shop"
     assert span.resource["telemetry.sdk.language"] == "python"
@@ -255,6 +257,21 @@ def test_host(host: str, address: str, port: int, shared: tuple[Server, Collecto
     assert server.exchange(get("/", f"Host: {host}")).status == 200
     span = collector.server_span()
     assert (span.attributes["server.address"], span.attributes["server.port"]) == (address, port)
+
+
+def test_client_behind_a_proxy_is_no_peer(serve: Servers, collector: Collector) -> None:
+    server = serve(
+        "traced:app",
+        {
+            "telemetry": {"otlp_endpoint": collector.url},
+            "proxy": {"trusted": ["127.0.0.1"]},
+        },
+        environment=QUICK,
+    )
+    assert server.exchange(get("/list", "X-Forwarded-For: 192.0.2.1")).status == 200
+    span = collector.server_span()
+    assert span.attributes["client.address"] == "192.0.2.1"
+    assert "network.peer.address" not in span.attributes
 
 
 def test_method_that_is_not_known_is_no_name(shared: tuple[Server, Collector]) -> None:
