@@ -6,9 +6,10 @@ import time
 
 import pytest
 
+from admin_client import serve_with_admin
 from metrics import Metrics
 from serving import Server, Servers, wait_until
-from wire import all_closed, chunked, get, post
+from wire import all_closed, chunked, get, post, post_chunked
 
 PHASES = ("head", "body", "queue", "gil", "app", "write")
 NAMES = {
@@ -235,6 +236,27 @@ def test_timeouts_are_counted_by_phase(serve: Servers) -> None:
         for phase in ("head", "body", "write"):
             wait_value(server, 1, "timeouts", phase=phase)
     assert read(server).labels("timeouts", "phase") == set(PHASES) - {"gil"}
+
+
+def test_an_upload_that_is_slow_is_seen(serve: Servers) -> None:
+    """Which one, and from whom; it holds no thread, so an autoscaler does not count it."""
+    server, admin = serve_with_admin(serve, "working:app")
+    for whole in (post("/body", b"x" * 3000), post_chunked("/body", *[b"x" * 100] * 30)):
+        with server.connect() as upload:
+            upload.send(whole[:-2000])
+            (request,) = wait_until(
+                lambda: admin.json()["requests"], 5, lambda: "nothing is in flight"
+            )
+            assert (request["method"], request["target"]) == ("POST", "/body")
+            assert (request["phase"], request["thread"]) == ("body", None)
+            assert admin.json()["requests_in_flight"] == 0
+            upload.send(whole[-2000:])
+            assert upload.response().body == b"done /body"
+            assert admin.json()["requests"] == []
+            # One that is given up, too.
+            upload.send(whole[:-2000])
+            wait_until(lambda: admin.json()["requests"], 5, lambda: "nothing is in flight")
+        wait_until(lambda: not admin.json()["requests"], 5, lambda: "it is in flight for ever")
 
 
 def test_a_full_server_says_so(serve: Servers) -> None:

@@ -3,8 +3,8 @@
 //! A worker writes down what it runs in a record of its own (`Current`), whose readers try again
 //! when it changed meanwhile: a sequence lock, made of atomic words so that there is no data race,
 //! and without a locked instruction. Requests in the queue are read under the scheduler's mutex,
-//! and those that are being sent, or are parked, are in a list with a mutex (`Sending`); only those
-//! that a client does not take at once come there. GIL: not needed.
+//! and those that are being sent, are parked, or have a body that is still coming are in a list with a
+//! mutex (`Sending`); only what does not come or go at once is there. GIL: not needed.
 
 const std = @import("std");
 const sys = @import("sys.zig");
@@ -208,12 +208,14 @@ pub const Current = struct {
     }
 };
 
-/// Requests whose answers a client has not taken yet, and those that are parked.
+/// Requests that are with no worker: whose answers a client has not taken yet, those that are
+/// parked, and those whose bodies are still coming.
 pub const Sending = struct {
     mutex: std.Thread.Mutex = .{},
     // Oldest first.
     first: ?*Exchange = null,
     last: ?*Exchange = null,
+    /// Of those that are complete.
     count: u32 = 0,
 
     /// The connection's owner, before it gives it to another. The phase is what others see.
@@ -228,7 +230,7 @@ pub const Sending = struct {
         exchange.previous_sending = self.last;
         if (self.last) |last| last.next_sending = exchange else self.first = exchange;
         self.last = exchange;
-        self.count += 1;
+        if (phase != .body) self.count += 1;
     }
 
     /// The owner, before anything of the request changes.
@@ -247,7 +249,7 @@ pub const Sending = struct {
         } else {
             self.last = exchange.previous_sending;
         }
-        self.count -= 1;
+        if (exchange.sending_phase != .body) self.count -= 1;
     }
 
     /// Any thread.
@@ -265,6 +267,7 @@ pub const Sending = struct {
         return count;
     }
 
+    /// How many complete requests there are. Any thread.
     pub fn size(self: *Sending) u32 {
         self.mutex.lock();
         defer self.mutex.unlock();

@@ -744,13 +744,16 @@ pub const Poller = struct {
         };
         if (body.complete) return self.make_ready(connection, exchange);
         self.set_deadline(connection, server.options.body_timeout_ms);
-        if (connection.unread) self.read_body(connection);
+        if (connection.unread) return self.read_body(connection);
+        server.sending.add(connection, .body);
     }
 
     fn read_body(self: *Poller, connection: *Connection) void {
         const server = self.server;
         const exchange = connection.exchange.?;
         const body = &exchange.body;
+        // Nobody may look at the head while it moves.
+        server.sending.remove(exchange);
         // A bound, so that one fast upload does not keep the others waiting.
         var budget: u32 = 16;
         while (connection.unread and budget > 0) : (budget -= 1) {
@@ -765,6 +768,7 @@ pub const Poller = struct {
             };
             if (body.complete) return self.make_ready(connection, exchange);
         }
+        server.sending.add(connection, .body);
         self.set_deadline(connection, server.options.body_timeout_ms);
         if (connection.unread) self.come_back(connection);
     }
@@ -911,6 +915,7 @@ pub const Poller = struct {
         if (connection.exchange) |exchange| {
             const phase = phase_of(connection.state);
             exchange.record.timing.pass(phase, sys.monotonic_ns());
+            self.server.sending.remove(exchange);
         }
         self.server.refuse(connection, refusal, &self.date, &self.lane);
         self.finish_own(connection);
