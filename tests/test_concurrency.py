@@ -17,7 +17,9 @@ from typing import Any, Self
 
 import pytest
 
-from serving import Server, Servers, wait_until
+from admin_client import AdminClient
+from metrics import Metrics
+from serving import Server, Servers, free_port, wait_until
 from wire import Connection, Response, all_closed, get, post, post_chunked
 
 PIECE_BYTES = 65536
@@ -218,6 +220,32 @@ def test_queue_place_is_free_again(serve: Servers) -> None:
             server.open_gate(f"again{number}")
             statuses = sorted(connection.response().status for connection in connections)
             assert statuses == [200, 200, 503, 503, 503]
+
+
+@pytest.mark.parametrize("way", ["close", "reset"])
+def test_a_queued_request_whose_client_has_gone_is_dropped(serve: Servers, way: str) -> None:
+    """It is never begun, and counted; the others in the queue are answered."""
+    admin = AdminClient(f"127.0.0.1:{free_port()}")
+    server = serve("concurrency:app", {**threads(1), "admin": {"bind": admin.bind}})
+    with all_closed(begin_gated(server, "gone", 1)) as connections:
+        leaver, stayer = server.connect(), server.connect()
+        connections += [leaver, stayer]
+        leaver.send(get("/gate?leaver"))
+        stayer.send(get("/fast"))
+        if way == "reset":
+            leaver.reset()
+        else:
+            leaver.close()
+        # As long as a client may be waiting that has only closed its sending side.
+        time.sleep(0.4)
+        server.open_gate("gone")
+        assert connections[0].response().status == 200
+        assert stayer.response().status == 200
+    assert server.events("begun", query="leaver") == []
+    text = admin.ask("/metrics", "Accept: application/openmetrics-text").body.decode()
+    dropped = Metrics(text)
+    assert dropped.value("dropped", phase="queue") == 1
+    assert dropped.value("dropped", phase="write") == 0
 
 
 def test_queue_timeout_while_all_threads_block(serve: Servers) -> None:

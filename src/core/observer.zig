@@ -157,7 +157,11 @@ fn count(shard: *metrics_module.Shard, exchange: *const Exchange) void {
     shard.write.observe(timing.of(.write));
     if (record.reason) |reason| shard.count_refusal(reason);
     if (record.timed_out) |phase| shard.count_timeout(phase);
-    if (record.client_gone) shard.count_dropped(phase_left(record.status, exchange));
+    // A request that was dropped in the queue has been counted as that.
+    const is_counted = if (record.reason) |reason| reasons.kind(reason) == .dropped else false;
+    if (record.client_gone and !is_counted) {
+        shard.count_dropped(phase_left(record.status, exchange));
+    }
 }
 
 /// Where a request was whose client has left.

@@ -218,7 +218,7 @@ pub const Counts = struct {
 };
 
 /// How long in the queue makes a half-closed connection look abandoned.
-const patience_ns = std.time.ns_per_s;
+const patience_ns = 250 * std.time.ns_per_ms;
 
 pub const InitError = error{ OutOfMemory, CannotOpen, Unexpected } || proxies_module.InitError;
 
