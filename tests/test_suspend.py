@@ -133,17 +133,33 @@ def test_streams_hold_no_thread(server: Server) -> None:
 
 @pytest.mark.parametrize("way", ["close", "reset"])
 def test_a_client_that_leaves_ends_its_generator(server: Server, way: str) -> None:
-    """`GeneratorExit` is seen while nothing is sent, at once or after a second of patience."""
+    """`GeneratorExit` is seen while nothing is sent, at once or after some patience."""
     connection = server.connect()
     connection.send(get(f"/stream?name=leaver-{way}"))
     connection.head()
     assert connection.chunk() == b"data: hello\n\n"
+    began = time.monotonic()
     if way == "reset":
         connection.reset()
     else:
         connection.close()
     server.wait_event("left", stream=f"leaver-{way}", within=3)
     server.wait_event("closed", stream=f"leaver-{way}", within=3)
+    assert time.monotonic() - began < 0.9
+
+
+def test_a_half_closed_client_may_wait_for_a_moment(server: Server) -> None:
+    """One that has only said that it sends no more gets what comes soon."""
+    with server.connect() as connection:
+        connection.send(get("/by-time?ms=60", "Connection: close"))
+        connection.finish()
+        assert connection.response().body == b"timeout timeout "
+
+
+def test_how_a_wait_ended_is_told_as_a_truth_value(server: Server) -> None:
+    """It prints, counts and compares as True and False do, in copies of the environ, too."""
+    timeout, resumed = "True True 1 True True;", "False False 0 False False;"
+    assert body_of(server, "/told") == (timeout * 2 + resumed * 2).encode()
 
 
 def test_a_wait_begins_when_the_client_has_taken_what_was_sent(server: Server) -> None:

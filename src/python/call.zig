@@ -350,6 +350,30 @@ fn is_true(object: *Object) callconv(.c) c_int {
     return @intFromBool(of(object).timed_out);
 }
 
+// What an application does with `x-wsgiorg.fdevent.timeout` beside asking whether it is true. The
+// key's value is this object and not True or False, so that copies of the environ, such as
+// middleware makes, tell of each wait as well.
+
+fn truth(object: *Object) *Object {
+    return capi.boolean(of(object).timed_out);
+}
+
+fn as_index(object: *Object) callconv(.c) ?*Object {
+    return capi.PyLong_FromLongLong(@intFromBool(of(object).timed_out));
+}
+
+fn repr(object: *Object) callconv(.c) ?*Object {
+    const value = truth(object);
+    defer capi.drop(value);
+    return capi.PyObject_Repr(value);
+}
+
+fn compare(object: *Object, other: *Object, operation: c_int) callconv(.c) ?*Object {
+    const value = truth(object);
+    defer capi.drop(value);
+    return capi.PyObject_RichCompare(value, other, operation);
+}
+
 fn dealloc(object: *Object) callconv(.c) void {
     capi.deallocate(object);
 }
@@ -357,6 +381,9 @@ fn dealloc(object: *Object) callconv(.c) void {
 const slots = [_]capi.Slot{
     capi.slot(capi.tp_dealloc, @ptrCast(&dealloc)),
     capi.slot(capi.nb_bool, @ptrCast(&is_true)),
+    capi.slot(capi.nb_index, @ptrCast(&as_index)),
+    capi.slot(capi.tp_repr, @ptrCast(&repr)),
+    capi.slot(capi.tp_richcompare, @ptrCast(&compare)),
     capi.slot(capi.tp_doc, "One call of the application; true after a wait that timed out"),
     capi.slot_end,
 };

@@ -202,6 +202,7 @@ pub fn slot(number: c_int, function: *const anyopaque) Slot {
 
 pub const slot_end: Slot = .{ .slot = 0, .function = null };
 pub const nb_bool: c_int = 9;
+pub const nb_index: c_int = 13;
 pub const tp_call: c_int = 50;
 pub const tp_dealloc: c_int = 52;
 pub const tp_doc: c_int = 56;
@@ -209,6 +210,8 @@ pub const tp_iter: c_int = 62;
 pub const tp_iternext: c_int = 63;
 pub const tp_methods: c_int = 64;
 pub const tp_new: c_int = 65;
+pub const tp_repr: c_int = 66;
+pub const tp_richcompare: c_int = 67;
 
 pub const Spec = extern struct {
     name: [*:0]const u8,
@@ -300,6 +303,8 @@ pub extern fn PyObject_AsFileDescriptor(*Object) c_int;
 pub extern fn PyObject_GetIter(*Object) ?*Object;
 pub extern fn PyObject_IsTrue(*Object) c_int;
 pub extern fn PyObject_Size(*Object) ssize;
+pub extern fn PyObject_Repr(*Object) ?*Object;
+pub extern fn PyObject_RichCompare(*Object, *Object, operation: c_int) ?*Object;
 pub extern fn PyObject_IsInstance(*Object, *Object) c_int;
 pub extern fn PyIter_Next(*Object) ?*Object;
 pub extern fn PyImport_ImportModule([*:0]const u8) ?*Object;

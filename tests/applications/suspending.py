@@ -237,6 +237,20 @@ def blocked(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable
     yield b"read"
 
 
+def told(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """Says what the key holds after each wait, also in a copy of the environ."""
+    start_response("200 OK", PLAIN)
+    copy = dict(environ)
+    for milliseconds in (20, 20_000):
+        resume = environ["x-wsgiorg.suspend"](milliseconds)
+        if milliseconds > 20:
+            resume()
+        yield b""
+        for found in (environ, copy):
+            key = found["x-wsgiorg.fdevent.timeout"]
+            yield f"{key} {key!r} {int(key):d} {key == True} {key != False};".encode()  # noqa: E712
+
+
 def hello(_: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
     """Answers at once."""
     start_response("200 OK", PLAIN)
@@ -257,6 +271,7 @@ def wake_shared(_: WSGIEnvironment, start_response: StartResponse) -> Iterable[b
 
 
 ROUTES = {
+    "/told": told,
     "/by-time": by_time,
     "/by-other-thread": by_other_thread,
     "/early": early,
