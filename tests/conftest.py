@@ -11,7 +11,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from serving import Server, Servers
 
-# A shell that starts the tests in the background makes them ignore SIGINT, and so would the servers.
+# A shell that starts the tests in the background makes them ignore SIGINT, and so would the
+# servers.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
