@@ -3,8 +3,8 @@
 //! A worker writes down what it runs in a record of its own (`Current`), whose readers try again
 //! when it changed meanwhile: a sequence lock, made of atomic words so that there is no data race,
 //! and without a locked instruction. Requests in the queue are read under the scheduler's mutex,
-//! and those that are being sent, are parked, or have a body that is still coming are in a list with
-//! a mutex (`Sending`); only what does not come or go at once is there. GIL: not needed.
+//! and those that are being sent, are parked, or have a body that is still coming are in a list
+//! with a mutex (`Sending`); only what does not come or go at once is there. GIL: not needed.
 
 const std = @import("std");
 const sys = @import("sys.zig");
