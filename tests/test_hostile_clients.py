@@ -191,7 +191,7 @@ def test_kernel_memory_of_clients_not_reading(four_threads: Server) -> None:
     """The more connections there are, the less the kernel holds for one that does not read."""
 
     def held() -> int:
-        with four_threads.connect(receive_buffer=4096) as connection:
+        with four_threads.connect() as connection:
             connection.send(get("/large_list"))
             # Answered after it, so that all has been offered to the kernel.
             assert four_threads.exchange(get("/hello")).body == b"hello"
