@@ -584,6 +584,19 @@ def test_too_large_a_body_is_told_to_a_client_still_sending(echo: Server, size: 
         connection.expect_close()
 
 
+def test_too_large_a_body_is_told_to_a_slow_client_that_sends_all_of_it(echo: Server) -> None:
+    """Many clients read only when they have sent everything, which may take its time."""
+    with echo.connect() as connection:
+        connection.send(get("/", "Content-Length: 3000000", method="POST"))
+        # Longer than one that sends nothing is waited for.
+        for _ in range(30):
+            connection.send(b"x" * 100_000)
+            time.sleep(0.1)
+        assert connection.response().status == 413
+        connection.finish()
+        connection.expect_close()
+
+
 def test_a_refused_head_is_told_to_a_client_still_sending(echo: Server) -> None:
     """The same for a malformed request with much behind it."""
     with echo.connect() as connection:

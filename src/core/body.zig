@@ -153,8 +153,9 @@ pub const Body = struct {
         switch (head.framing) {
             .none => return,
             .content_length => |length| {
-                if (length > limits.bytes_max) return error.TooLarge;
                 self.remaining = length;
+                self.complete = length == 0;
+                if (length > limits.bytes_max) return error.TooLarge;
             },
             .chunked => {
                 self.trailers = try gpa.alloc(u8, trailer_bytes_max);

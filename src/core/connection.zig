@@ -73,6 +73,8 @@ pub const Connection = struct {
     resets: bool = false,
     /// While it lingers: the client has sent the whole request that was answered.
     came_whole: bool = false,
+    /// While it lingers: when it ends, whatever still comes (`monotonic_ms`).
+    linger_end_ms: u64 = 0,
     /// The poller looks at it again soon; `turn` says `worker` until then.
     coming_back: bool = false,
     /// What it says of a client in forwarded fields is believed.

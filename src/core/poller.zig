@@ -37,8 +37,10 @@ const Phase = @import("timing.zig").Phase;
 
 /// Most listeners; `Connection.listener` counts them.
 pub const listeners_max = 64;
-/// How long a client that was refused may take to read why.
+/// How long a client that was refused may take to read why; anew with each byte of the body that it
+/// still sends, since many read only when they have sent all, and so long altogether.
 const linger_ms = 2000;
+const linger_ms_max = 30_000;
 /// Of one client's output at a time: the others wait meanwhile.
 const turn_bytes_max = 2 * 1024 * 1024;
 /// How long to wait for descriptors after the kernel had none, if no connection closes before.
@@ -1041,6 +1043,7 @@ pub const Poller = struct {
             self.server.pool.release(exchange);
             connection.exchange = null;
         }
+        connection.linger_end_ms = self.now_ms + linger_ms_max;
         self.set_deadline(connection, linger_ms);
         connection.unread = true;
         self.drop_input(connection);
@@ -1051,6 +1054,9 @@ pub const Poller = struct {
         while (connection.unread and budget > 0) : (budget -= 1) {
             const count = self.receive(connection, self.scratch) orelse return;
             if (count == 0) return;
+            if (connection.came_whole or self.draining) continue;
+            const left_ms = connection.linger_end_ms -| self.now_ms;
+            self.set_deadline(connection, @min(linger_ms, left_ms));
         }
         if (connection.unread) self.come_back(connection);
     }
