@@ -335,7 +335,7 @@ def grown(before: dict[str, Any], after: dict[str, Any], sent: int) -> list[str]
         "threads": 0,
         "blocks": max(sent // 100, 150),
         "objects": max(sent // 100, 150),
-        "heap": 50_000 + 4 * sent,
+        "heap": 100_000 + 4 * sent,
         "resident": 1_000_000 + 10 * sent,
     }
     found = [
