@@ -63,27 +63,37 @@ const drain_linger_ms = 100;
 /// How long a drain waits for the rest of requests that have begun to come.
 const drain_receive_ms = 5000;
 const late_head_ms = 1000;
-/// Of responses, in the kernel, ahead of clients that do not read. Each connection has its share.
-/// Left alone the kernel takes megabytes for each, and some thousand clients that read nothing take
-/// all the memory that the system has for TCP. A few connections cost less if nothing limits them.
-const unsent_bytes_budget = 128 * 1024 * 1024;
+/// Of a response, in the kernel, ahead of a client that does not read. Left alone the kernel takes
+/// megabytes for each, and some thousand clients that read nothing take all the memory that the
+/// system has for TCP; its pages cost time as well. A few connections cost less if nothing limits
+/// them. What is on its way to a client does not count, so that this makes nobody slow.
 const unsent_bytes_min = 64 * 1024;
 /// What Linux takes by itself (tcp_wmem, tcp(7)).
 const unsent_bytes_unlimited = 4 * 1024 * 1024;
+/// So many connections are not limited.
+const unlimited_connections = 32;
 
-/// How much of it a connection may have that is one of so many; null for no limit.
+/// How much the next of so many connections may have; null for no limit. It falls with the square
+/// of their number: those that were opened before keep theirs, and all of them together are to come
+/// to the double of what the unlimited ones can have, and no more than `unsent_bytes_min` for each
+/// beyond the 256th.
 fn unsent_share(connections: u32) ?u32 {
-    const share: u32 = unsent_bytes_budget / @max(1, connections);
-    return if (share >= unsent_bytes_unlimited) null else @max(unsent_bytes_min, share);
+    if (connections <= unlimited_connections) return null;
+    const square = @as(u64, connections) * connections;
+    const whole: u64 = unsent_bytes_unlimited * unlimited_connections * unlimited_connections;
+    return @intCast(@max(unsent_bytes_min, whole / square));
 }
 
-test "the more connections there are, the less the kernel holds for each" {
+test "the more connections there are, the less the kernel holds for each, and in all" {
     try std.testing.expectEqual(null, unsent_share(0));
     try std.testing.expectEqual(null, unsent_share(32));
-    try std.testing.expectEqual(4_067_203, unsent_share(33));
-    try std.testing.expectEqual(1024 * 1024, unsent_share(128));
-    try std.testing.expectEqual(64 * 1024, unsent_share(2048));
+    try std.testing.expectEqual(3_943_955, unsent_share(33));
+    try std.testing.expectEqual(256 * 1024, unsent_share(128));
+    try std.testing.expectEqual(64 * 1024, unsent_share(256));
     try std.testing.expectEqual(64 * 1024, unsent_share(1_000_000));
+    var all: u64 = 0;
+    for (0..256) |count| all += unsent_share(@intCast(count)) orelse unsent_bytes_unlimited;
+    try std.testing.expect(all <= 2 * unlimited_connections * unsent_bytes_unlimited);
 }
 
 const Listener = struct {
@@ -472,7 +482,7 @@ pub const Poller = struct {
         }
         const accepted = sys.accept(listener.fd) catch |err| switch (err) {
             error.WouldBlock => {
-                listener.unread = false;
+                self.end_backlog(listener);
                 return false;
             },
             error.ConnectionGone => return true,
@@ -496,7 +506,7 @@ pub const Poller = struct {
     /// finds out that there are no descriptors before it looks for a client.
     fn make_room(self: *Poller, listener: *Listener, why: notices_module.Kind) bool {
         if (!sys.may_be_ready(listener.fd, .readable)) {
-            listener.unread = false;
+            self.end_backlog(listener);
             return false;
         }
         if (self.closing == null) {
@@ -514,6 +524,12 @@ pub const Poller = struct {
         self.accept_after_ms = self.now_ms + accept_pause_ms;
         self.note_pause(why);
         return false;
+    }
+
+    /// Nobody waits there any more.
+    fn end_backlog(self: *Poller, listener: *Listener) void {
+        listener.unread = false;
+        self.accept_pause = null;
     }
 
     /// Counts and logs that clients wait in the backlog; once, until one has been let in.
