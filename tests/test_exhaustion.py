@@ -71,6 +71,7 @@ def test_out_of_descriptors(scarce: Server) -> None:
         assert scarce.cpu_seconds() - before < 0.2
         # Said once, however many wait and however often it was tried.
         said = "warning accepting pauses: the process may open no more files (ulimit -n)\n"
+        wait_until(lambda: said in scarce.log(), 5, scarce.log)
         assert scarce.log().count(said) == 1
         owner.send(b"\r\n")
         assert owner.response().status == 200
@@ -115,6 +116,7 @@ def test_the_longest_idle_makes_room_for_descriptors(scarce: Server) -> None:
         # Not after a pause, such as there is when nobody can go.
         assert sorted(times)[15] < 0.09, times
         said = "warning the process may open no more files (ulimit -n): for each new connection"
+        wait_until(lambda: said in scarce.log(), 5, scarce.log)
         assert scarce.log().count(said) == 1
         for connection in connections[:20]:
             connection.expect_close()
