@@ -177,6 +177,7 @@ fn is_watched(fd: c.fd_t) bool {
 
 /// Has the reactor told of the socket again.
 fn raise(fd: c.fd_t) void {
+    if (!is_linux) return; // nothing is watched by epoll there
     if (fd < 0 or fd >= watches.len) return;
     watches_mutex.lock();
     defer watches_mutex.unlock();
