@@ -759,6 +759,7 @@ def test_options_of_the_core_are_milliseconds_and_bytes(project: Project) -> Non
         "access_exclude": "",
         "log_json": False,
         "log_level": 2,
+        "phases": False,
         "slow_request_ms": 0,
         "server_timing": False,
         "static": [],
