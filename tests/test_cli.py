@@ -753,7 +753,6 @@ def test_options_of_the_core_are_milliseconds_and_bytes(project: Project) -> Non
         "proxy_trusted": "",
         "proxy_headers": "x-forwarded",
         "proxy_protocol": False,
-        "phases": False,
         "python_version": options["python_version"],
         "access_log": "",
         "access_exclude": "",
