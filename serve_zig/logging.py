@@ -10,13 +10,25 @@ writes its records (log_text.zig, access_log.zig) in the same ways.
 from __future__ import annotations
 
 import os
+import select
 import time
 
 from serve_zig.application_traceback import escape_controls, format_exception
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from serve_zig._core import Server
+
 LEVELS = ("error", "warning", "info")
 
 _STDERR = 2
+
+# A pipe that is ready takes so many bytes at once (PIPE_BUF on Linux).
+_PIPE_BYTES = 4096
+# How long a record waits for the log's reader before the server serves, and after it has.
+_PATIENCE_MS = 1000
 
 
 class Log:
@@ -25,6 +37,20 @@ class Log:
     def __init__(self, level: str, form: str = "text") -> None:
         self._enabled = LEVELS[: LEVELS.index(level) + 1]
         self._is_json = form == "json"
+        self._write: Callable[[bytes], None] = _write
+        self._server: Server | None = None
+
+    def hand_over(self, server: Server) -> None:
+        """Let the core write, which never waits for whoever reads the log."""
+        self._server = server
+        self._write = server.log
+
+    def take_back(self) -> None:
+        """Close the core's logs, with all that is in them, and write to stderr again."""
+        server, self._server = self._server, None
+        if server is not None:
+            server.close_logs()
+        self._write = _write
 
     def info(self, message: str) -> None:
         """Record what happened as planned."""
@@ -43,11 +69,11 @@ class Log:
         if level not in self._enabled:
             return
         if self._is_json:
-            _write(_json_record(level, message, detail, fields))
+            self._write(_json_record(level, message, detail, fields))
             return
         lines = [f"{_timestamp()} {level} {message}"]
         lines += [f"    {line}" for line in detail.rstrip("\n").split("\n") if detail]
-        _write(("\n".join(lines) + "\n").encode("utf-8", "backslashreplace"))
+        self._write(("\n".join(lines) + "\n").encode("utf-8", "backslashreplace"))
 
     def report(
         self,
@@ -129,9 +155,13 @@ def _timestamp() -> str:
 
 def _write(record: bytes) -> None:
     # Past sys.stderr, which an application may have replaced or closed.
-    while record:
-        try:
-            record = record[os.write(_STDERR, record) :]
-        except OSError:
-            # Nobody reads the log any more; that must not stop the server.
-            return
+    try:
+        reader = select.poll()
+        reader.register(_STDERR, select.POLLOUT)
+        while record:
+            if not reader.poll(_PATIENCE_MS):
+                return
+            record = record[os.write(_STDERR, record[:_PIPE_BYTES]) :]
+    except OSError:
+        # Nobody reads the log any more; that must not stop the server.
+        return

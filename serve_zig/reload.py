@@ -122,7 +122,7 @@ class _Supervisor:
         self._watched: set[str] = set()
         self._overrides = list(overrides)
         self._config = config
-        self._log = Log(config.text("log.level"))
+        self._log = Log(config.text("log.level"), config.text("log.format"))
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._listeners: list[Listener] = []
         self._descriptors: list[int] = []

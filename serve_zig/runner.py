@@ -132,6 +132,7 @@ def serve(config: Config) -> int:
             server = server_type(options, sockets, application, log.report)
         except (OSError, ValueError, RuntimeError, MemoryError) as error:
             raise LauncherError(f"the core cannot start: {type(error).__name__}: {error}") from None
+        log.hand_over(server)
         sys.setswitchinterval(config.seconds("concurrency.switch_interval"))
         signals.serving(server.wakeup_fd(), server.announce_drain)
         workers = Workers(server, log)
@@ -149,6 +150,7 @@ def serve(config: Config) -> int:
             telemetry.close()
         signals.ending()
     except (StartInterruptedError, LauncherError):
+        log.take_back()
         admin.close()
         # An import that a signal broke off may fail in the application's own way.
         if not signals.stops:
@@ -161,7 +163,7 @@ def serve(config: Config) -> int:
     if status != EXIT_FAILED:
         admin.stage("shutdown")
         status = _shut_down(shutdown, status, config.seconds("timeouts.drain"), log)
-    server.close_logs()
+    log.take_back()
     if not have_ended:
         _exit(status)
     admin.close()
@@ -189,6 +191,7 @@ def _shut_down(shutdown: Hook, status: int, seconds: float, log: Log) -> int:
             return
         stack = stack_of(threading.main_thread().ident or 0)
         log.error(f"app.shutdown takes longer than {seconds:g} s; the process ends now", stack)
+        log.take_back()
         _exit(EXIT_DRAIN_TIMEOUT)
 
     threading.Thread(target=give_up, name="serve-zig-shutdown", daemon=True).start()

@@ -82,6 +82,11 @@ pub const Server = py.class(struct {
         return object(server_object.reopen_logs(self.handle));
     }
 
+    /// Takes a record for the error log, its line ends included; never waits for its reader.
+    pub fn log(self: *const Self, args: struct { record: py.PyObject }) !py.PyObject {
+        return object(server_object.log(self.handle, @ptrCast(args.record.py)));
+    }
+
     /// Writes out what is to be logged, in a second at the most; whether all of it was written.
     pub fn close_logs(self: *const Self) !py.PyObject {
         return object(server_object.close_logs(self.handle));

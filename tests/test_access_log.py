@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from admin_client import AdminClient
 from metrics import Metrics
 from serving import Server, Servers, free_port, wait_until
 from wire import Connection, all_closed, get, post
@@ -657,6 +658,55 @@ def test_a_pipe_that_nobody_reads_holds_nobody_up(tmp_path: Path) -> None:
             checked(line)
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0
+
+
+RAISING = """
+def app(environ, start_response):
+    if environ["PATH_INFO"] == "/":
+        start_response("200 OK", [])
+        return [b"fine"]
+    raise ValueError("x" * 10000)
+"""
+
+
+def test_an_error_log_that_nobody_reads_holds_nobody_up(tmp_path: Path) -> None:
+    """Tracebacks past what the pipe holds: every request is answered, and the server ends."""
+    (tmp_path / "raising.py").write_text(RAISING)
+    port, admin = free_port(), AdminClient(f"127.0.0.1:{free_port()}")
+    (tmp_path / "serve.toml").write_text(
+        f'[app]\ntarget = "raising:app"\n[listen]\nbind = "127.0.0.1:{port}"\n'
+        f'[admin]\nbind = "{admin.bind}"\n[concurrency]\nthreads = 2\n'
+    )
+    reading, writing = os.pipe()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "serve_zig", "-c", str(tmp_path / "serve.toml")], stderr=writing
+    )
+    os.close(writing)
+    try:
+        admin.wait_up()
+        admin.wait_ready()
+        for number in range(250):
+            with Connection(socket.AF_INET, ("127.0.0.1", port)) as connection:
+                connection.send(get("/" if number % 50 == 0 else "/raise"))
+                assert connection.response().status == (200 if number % 50 == 0 else 500)
+        wait_until(
+            lambda: not re.search(r"log_lines_dropped_total 0$", admin.text("/metrics"), re.M),
+            5.0,
+            lambda: "nothing was dropped",
+        )
+        process.send_signal(signal.SIGUSR1)
+        began = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+        assert time.monotonic() - began < 5
+        text = b""
+        while block := os.read(reading, 1 << 16):
+            text += block
+        assert b" application error: ValueError" in text
+    finally:
+        os.close(reading)
+        process.kill()
+        process.wait(10)
 
 
 def test_a_pipe_that_nobody_reads_does_not_keep_the_server_from_ending(tmp_path: Path) -> None:

@@ -163,6 +163,16 @@ pub const LogWriter = struct {
         if (before == 0 or is_half_full) self.wake();
     }
 
+    /// Puts a record of the launcher's, of one line or several, which is written at once: what is
+    /// rare is most often looked for.
+    pub fn put_now(self: *LogWriter, record: []const u8) void {
+        self.put(.errors, record);
+        self.mutex.lock();
+        self.hurry = true;
+        self.mutex.unlock();
+        self.wake();
+    }
+
     /// Whether one more line of this kind may be put in this second. What may not is told of
     /// later, in one line.
     pub fn admit(self: *LogWriter, flood: Flood, now_ms: u64) bool {

@@ -221,6 +221,14 @@ pub fn reopen_logs(handle: ?*anyopaque) capi.Error!*Object {
     return capi.none();
 }
 
+/// Takes a record for the error log, which is dropped and counted if nobody reads that.
+pub fn log(handle: ?*anyopaque, record: *Object) capi.Error!*Object {
+    const server = try server_of(handle);
+    if (!capi.is_bytes(record)) return capi.raise(capi.PyExc_TypeError, "the record is bytes");
+    server.log.put_now(capi.bytes_of(record));
+    return capi.none();
+}
+
 /// Writes out what is to be logged; no more is taken. Waits without the GIL, a second at the most.
 pub fn close_logs(handle: ?*anyopaque) capi.Error!*Object {
     const server = try server_of(handle);
