@@ -43,7 +43,7 @@ class Log:
     def hand_over(self, server: Server) -> None:
         """Let the core write, which never waits for whoever reads the log."""
         self._server = server
-        self._write = server.log
+        self._write = server.log_function()
 
     def take_back(self) -> None:
         """Close the core's logs, with all that is in them, and write to stderr again."""

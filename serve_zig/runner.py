@@ -135,13 +135,15 @@ def serve(config: Config) -> int:
         log.hand_over(server)
         sys.setswitchinterval(config.seconds("concurrency.switch_interval"))
         signals.serving(server.wakeup_fd(), server.announce_drain)
+        # All that is left to do once requests come is to wait: they may hold the GIL, or need all
+        # the memory.
+        _say_hello(config, listeners, admin, log)
+        _say_surroundings(config, log)
         workers = Workers(server, log)
         workers.start()
         raises = config.text("timeouts.request_action") == "raise"
         diagnosis = Diagnosis(server, workers.threads, log, raises)
         admin.serve(server, diagnosis)
-        _say_hello(config, listeners, admin, log)
-        _say_surroundings(config, log)
         limit = options["requests_limit"]
         assert isinstance(limit, int)
         run = _Run(server, workers, diagnosis, listeners, signals, log, config, limit)

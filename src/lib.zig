@@ -82,9 +82,11 @@ pub const Server = py.class(struct {
         return object(server_object.reopen_logs(self.handle));
     }
 
-    /// Takes a record for the error log, its line ends included; never waits for its reader.
-    pub fn log(self: *const Self, args: struct { record: py.PyObject }) !py.PyObject {
-        return object(server_object.log(self.handle, @ptrCast(args.record.py)));
+    /// A function that takes a record for the error log, line ends included, and never waits for
+    /// the log's reader. Not a method, which would allocate to be called: memory may be short just
+    /// then. Good for as long as the server is.
+    pub fn log_function(self: *const Self) !py.PyObject {
+        return object(server_object.log_function(self.handle));
     }
 
     /// Writes out what is to be logged, in a second at the most; whether all of it was written.

@@ -194,6 +194,11 @@ pub fn plain_method(name: [*:0]const u8, function: PlainFunction, doc: [*:0]cons
     return .{ .name = name, .function = @ptrCast(function), .flags = method_noargs, .doc = doc };
 }
 
+/// Of one argument.
+pub fn one_method(name: [*:0]const u8, function: PlainFunction, doc: [*:0]const u8) MethodDef {
+    return .{ .name = name, .function = @ptrCast(function), .flags = method_o, .doc = doc };
+}
+
 pub const Slot = extern struct { slot: c_int, function: ?*anyopaque };
 
 pub fn slot(number: c_int, function: *const anyopaque) Slot {
@@ -310,6 +315,8 @@ pub extern fn PyIter_Next(*Object) ?*Object;
 pub extern fn PyImport_ImportModule([*:0]const u8) ?*Object;
 pub extern fn PyImport_GetModule(*Object) ?*Object;
 pub extern fn PyCFunction_GetSelf(*Object) ?*Object;
+pub extern fn PyLong_FromVoidPtr(?*anyopaque) ?*Object;
+pub extern fn PyLong_AsVoidPtr(*Object) ?*anyopaque;
 pub extern fn PyCFunction_NewEx(*const MethodDef, ?*Object, ?*Object) ?*Object;
 pub extern fn PyType_FromSpec(*const Spec) ?*Type;
 pub extern fn PyType_GetFlags(*Type) c_ulong;

@@ -221,10 +221,24 @@ pub fn reopen_logs(handle: ?*anyopaque) capi.Error!*Object {
     return capi.none();
 }
 
-/// Takes a record for the error log, which is dropped and counted if nobody reads that.
-pub fn log(handle: ?*anyopaque, record: *Object) capi.Error!*Object {
+const log_definition = capi.one_method("log", log, "log(record, /)\n--\n\n" ++
+    "Take a record for the error log, which is dropped and counted if nobody reads that.");
+
+/// The function that takes a record for the error log; it knows the server by its address.
+pub fn log_function(handle: ?*anyopaque) capi.Error!*Object {
     const server = try server_of(handle);
+    const address = try capi.owned(capi.PyLong_FromVoidPtr(server));
+    defer capi.drop(address);
+    return capi.owned(capi.PyCFunction_NewEx(&log_definition, address, null));
+}
+
+fn log(address: ?*Object, record: ?*Object) callconv(.c) ?*Object {
+    return put_record(address.?, record.?) catch null;
+}
+
+fn put_record(address: *Object, record: *Object) capi.Error!*Object {
     if (!capi.is_bytes(record)) return capi.raise(capi.PyExc_TypeError, "the record is bytes");
+    const server = try server_of(capi.PyLong_AsVoidPtr(address));
     server.log.put_now(capi.bytes_of(record));
     return capi.none();
 }
