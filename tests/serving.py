@@ -220,6 +220,11 @@ class Server:
             return True
 
         wait_until(ready, within, lambda: f"does not accept:\n{self.log()}", StartError)
+        # It listens before it serves, and a signal in between is no drain. It says when it does,
+        # unless log.level hides that.
+        deadline = time.monotonic() + 1.0
+        while " serves " not in self.log() and time.monotonic() < deadline:
+            time.sleep(0.002)
 
     def check(self) -> None:
         """Fail if the server has died or failed since the current test began."""
