@@ -320,12 +320,11 @@ fn client_disconnected(object: ?*Object, _: ?*Object) callconv(.c) ?*Object {
         crew.connection.client_has_gone());
 }
 
-const hints_definition: capi.MethodDef = .{
-    .name = "early_hints",
-    .function = @ptrCast(&early_hints),
-    .flags = capi.method_o,
-    .doc = "early_hints(fields): sends 103 (Early Hints) with these fields (RFC 8297)",
-};
+const hints_definition = capi.one_method(
+    "early_hints",
+    early_hints,
+    "early_hints(fields): sends 103 (Early Hints) with these fields (RFC 8297)",
+);
 
 const disconnected_definition = capi.plain_method(
     "client_disconnected",
@@ -339,12 +338,11 @@ const start_definition = capi.fast_method(
     "start_response(status, headers[, exc_info]) -> write (PEP 3333)",
 );
 
-const write_definition: capi.MethodDef = .{
-    .name = "write",
-    .function = @ptrCast(&write),
-    .flags = capi.method_o,
-    .doc = "write(bytes): sends a piece of the response body (PEP 3333)",
-};
+const write_definition = capi.one_method(
+    "write",
+    write,
+    "write(bytes): sends a piece of the response body (PEP 3333)",
+);
 
 fn is_true(object: *Object) callconv(.c) c_int {
     return @intFromBool(of(object).timed_out);
