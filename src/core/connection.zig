@@ -79,6 +79,8 @@ pub const Connection = struct {
     coming_back: bool = false,
     /// What it says of a client in forwarded fields is believed.
     trusted: bool = false,
+    /// Behind the last request came another before that one was answered.
+    pipelines: bool = false,
     /// Which listener it came from.
     listener: u8 = 0,
     /// The peer's; or the client's whom a PROXY header named.
@@ -99,7 +101,7 @@ pub const Connection = struct {
     abandoned: bool = false,
     /// The worker that must go on with it; null for any.
     worker: ?*Worker = null,
-    /// The next in the list of those that have begun.
+    /// The next in the list of those that have begun; in one of the poller's, before.
     next_own: ?*Connection = null,
 
     pub fn token(self: *const Connection) u64 {

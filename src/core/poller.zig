@@ -43,6 +43,11 @@ const linger_ms = 2000;
 const linger_ms_max = 30_000;
 /// Of one client's output at a time: the others wait meanwhile.
 const turn_bytes_max = 2 * 1024 * 1024;
+/// A pipelined request waits until nobody else has asked for so long: long enough for a client on
+/// the same machine to ask again, and little beside what a network takes ...
+const quiet_ns = 50 * std.time.ns_per_us;
+/// ... or at the most for so long.
+const pipelined_wait_ns = 1 * std.time.ns_per_ms;
 /// How long to wait for descriptors after the kernel had none, if no connection closes before.
 const accept_pause_ms = 100;
 /// Tokens of listeners have this bit; those of connections have neither (a generation has 30 bits).
@@ -121,6 +126,12 @@ pub const Poller = struct {
     now_ms: u64,
     /// When the last batch of events came, by the precise clock.
     now_ns: u64 = 0,
+    /// When a request of a client that does not pipeline came last, by `now_ns`.
+    asked_ns: u64 = 0,
+    /// Pipelined requests that let those of others go first, newest first, linked by `next_own`.
+    pipelined: ?*Connection = null,
+    /// Since when the oldest of them waits, by `now_ns`.
+    pipelined_ns: u64 = 0,
     lane: observer.Lane,
     /// How many requests have begun; their ids count on.
     request_count: u64 = 0,
@@ -223,7 +234,7 @@ pub const Poller = struct {
         if (self.draining) self.end_drain();
         const has_work = self.complete_count > 0 or self.has_resumed or self.for_files != null;
         self.has_resumed = false;
-        const timeout = if (has_work) 0 else self.timeout_ms();
+        const timeout = if (has_work) 0 else self.timeout_ns();
         server.wants_idle.store(self.draining or self.is_waiting_for_room(), .seq_cst);
         server.waiting.store(true, .seq_cst);
         const must_not_wait = !may_wait or server.handed_back.load(.seq_cst) != null or
@@ -234,6 +245,7 @@ pub const Poller = struct {
         self.now_ns = sys.monotonic_ns();
         self.now_ms = self.now_ns / std.time.ns_per_ms;
         for (events) |event| self.on_event(event);
+        if (self.pipelined != null) self.take_pipelined();
         self.resume_accepting();
         self.expire();
         if (self.draining) self.close_idle();
@@ -241,6 +253,13 @@ pub const Poller = struct {
         self.submit();
         self.close_marked();
         if (self.draining) self.end_drain();
+    }
+
+    /// Nanoseconds until something is to be done; null when nothing is to come.
+    fn timeout_ns(self: *Poller) ?u64 {
+        if (self.pipelined != null) return quiet_ns;
+        const ms = self.timeout_ms() orelse return null;
+        return ms *| std.time.ns_per_ms;
     }
 
     /// Milliseconds until the next deadline of any kind; null when nothing is to come.
@@ -622,7 +641,8 @@ pub const Poller = struct {
         if (!complete) return false;
         self.server.proxies.introduce(connection, parser.source);
         exchange.request_end = parser.header_bytes;
-        self.next_request(connection);
+        self.go_on(connection, exchange);
+        self.read_on(connection, exchange);
         return true;
     }
 
@@ -644,7 +664,7 @@ pub const Poller = struct {
             const count = self.receive(connection, exchange.bytes[exchange.received..]) orelse
                 return;
             exchange.received += @intCast(count);
-            if (count > 0 and !exchange.record.is_open()) self.begin_record(exchange, self.now_ns);
+            if (count > 0 and !exchange.record.is_open()) self.begin_first(connection, exchange);
             if (count > 0 and self.parse(connection, exchange)) return;
             if (!connection.unread) break;
             if (exchange.received == exchange.bytes.len) {
@@ -661,6 +681,13 @@ pub const Poller = struct {
         } else if (fresh) {
             self.set_deadline(connection, self.server.options.head_timeout_ms);
         }
+    }
+
+    /// A request begins on a connection that had none in progress.
+    fn begin_first(self: *Poller, connection: *Connection, exchange: *Exchange) void {
+        if (!connection.pipelines) self.asked_ns = self.now_ns;
+        connection.pipelines = false;
+        self.begin_record(exchange, self.now_ns);
     }
 
     /// A request begins: its first byte is here.
@@ -1026,11 +1053,54 @@ pub const Poller = struct {
     }
 
     fn next_request(self: *Poller, connection: *Connection) void {
-        connection.state = .reading_head;
         const exchange = connection.exchange.?;
+        self.go_on(connection, exchange);
+        connection.pipelines = exchange.received > 0;
+        if (connection.pipelines and self.do_others_ask()) return self.put_behind(connection);
+        self.read_on(connection, exchange);
+    }
+
+    fn do_others_ask(self: *const Poller) bool {
+        return self.now_ns - self.asked_ns < quiet_ns;
+    }
+
+    /// Lets other clients' requests go first. They come one by one, each after a round trip; a
+    /// client whose next one is always here would have an answer in every turn, of which there are
+    /// as many as the others have requests.
+    fn put_behind(self: *Poller, connection: *Connection) void {
+        // Events leave word, and no deadline strikes.
+        connection.turn.store(Turn.worker, .monotonic);
+        if (self.pipelined == null) self.pipelined_ns = self.now_ns;
+        connection.next_own = self.pipelined;
+        self.pipelined = connection;
+    }
+
+    /// Takes a request of each connection that pipelines, if they have waited enough.
+    fn take_pipelined(self: *Poller) void {
+        const waited_ns = self.now_ns - self.pipelined_ns;
+        if (self.do_others_ask() and waited_ns < pipelined_wait_ns) return;
+        var next = self.pipelined;
+        self.pipelined = null;
+        while (next) |connection| {
+            next = connection.next_own;
+            connection.next_own = null;
+            const seen = connection.turn.swap(0, .acq_rel);
+            if (seen & Turn.readable != 0) connection.unread = true;
+            if (seen & Turn.hangup != 0) connection.hangup = true;
+            self.read_on(connection, connection.exchange.?);
+        }
+    }
+
+    /// The next request's bytes are the first in the buffer, if there are any.
+    fn go_on(self: *Poller, connection: *Connection, exchange: *Exchange) void {
+        connection.state = .reading_head;
         exchange.begin_next(self.server.gpa);
         // It may have come long ago: what it waited for is the answer before it.
         if (exchange.received > 0) self.begin_record(exchange, sys.monotonic_ns());
+    }
+
+    /// Reads a request of which a part may be in the buffer.
+    fn read_on(self: *Poller, connection: *Connection, exchange: *Exchange) void {
         if (exchange.received > 0 and self.parse(connection, exchange)) return;
         if (exchange.is_blank()) {
             self.release_blank(connection, exchange);

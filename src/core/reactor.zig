@@ -41,6 +41,7 @@ comptime {
 }
 
 const testing = std.testing;
+const ms = std.time.ns_per_ms;
 
 const Fixture = struct {
     reactor: Reactor,
@@ -69,9 +70,9 @@ const Fixture = struct {
             .hangup = false,
             .broken = false,
         };
-        var timeout = timeout_ms;
+        var timeout_ns = timeout_ms * ms;
         while (true) {
-            const events = self.reactor.poll(&self.events, timeout);
+            const events = self.reactor.poll(&self.events, timeout_ns);
             if (events.len == 0) return sum;
             for (events) |event| {
                 std.debug.assert(event.token == token);
@@ -80,7 +81,7 @@ const Fixture = struct {
                 sum.hangup = sum.hangup or event.hangup;
                 sum.broken = sum.broken or event.broken;
             }
-            timeout = 0;
+            timeout_ns = 0;
         }
     }
 };
@@ -157,15 +158,29 @@ test "reactor: nothing is reported after unregister" {
     _ = fixture.collect(7, 1000);
     fixture.reactor.unregister(fixture.pair[0]);
     _ = try sys.send(fixture.pair[1], "abc");
-    try testing.expectEqual(0, fixture.reactor.poll(&fixture.events, 20).len);
+    try testing.expectEqual(0, fixture.reactor.poll(&fixture.events, 20 * ms).len);
 }
 
 test "reactor: poll returns after its timeout with nothing" {
     var fixture = try Fixture.init();
     defer fixture.deinit();
     const before = sys.monotonic_ms();
-    try testing.expectEqual(0, fixture.reactor.poll(&fixture.events, 30).len);
+    try testing.expectEqual(0, fixture.reactor.poll(&fixture.events, 30 * ms).len);
     try testing.expect(sys.monotonic_ms() - before >= 20);
+}
+
+test "reactor: a poll may wait for less than a millisecond" {
+    var fixture = try Fixture.init();
+    defer fixture.deinit();
+    const before = sys.monotonic_ns();
+    for (0..20) |_| {
+        try testing.expectEqual(0, fixture.reactor.poll(&fixture.events, ms / 4).len);
+    }
+    const elapsed = sys.monotonic_ns() - before;
+    if (!uses_kqueue) try testing.expect(elapsed >= 5 * ms);
+    fixture.reactor.wake();
+    try fixture.reactor.register(fixture.pair[0], 7);
+    try testing.expect(fixture.reactor.poll(&fixture.events, ms / 4).len == 1);
 }
 
 test "reactor: wake from another thread ends a poll that waits for ever" {
@@ -180,7 +195,7 @@ test "reactor: wake from another thread ends a poll that waits for ever" {
     try testing.expectEqual(0, fixture.reactor.poll(&fixture.events, null).len);
     waker.join();
     // Woken once, it waits again.
-    try testing.expectEqual(0, fixture.reactor.poll(&fixture.events, 10).len);
+    try testing.expectEqual(0, fixture.reactor.poll(&fixture.events, 10 * ms).len);
 }
 
 test "reactor: a wake before the poll is not lost" {
@@ -209,7 +224,7 @@ test "reactor: many connections are told apart by their tokens" {
     };
     var readable: [64]bool = @splat(false);
     while (true) {
-        const events = fixture.reactor.poll(&fixture.events, 100);
+        const events = fixture.reactor.poll(&fixture.events, 100 * ms);
         if (events.len == 0) break;
         for (events) |event| {
             if (event.readable) readable[@intCast(event.token)] = true;

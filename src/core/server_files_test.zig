@@ -30,6 +30,13 @@ const Site = struct {
     const Sockets = enum { wide, narrow };
 
     fn serve(self: *Site, given: Options, fallthrough: bool, sockets: Sockets) !void {
+        try self.start(given, fallthrough, sockets);
+        errdefer self.deinit();
+        try self.fixture.run();
+    }
+
+    /// Without its threads.
+    fn start(self: *Site, given: Options, fallthrough: bool, sockets: Sockets) !void {
         self.folder = testing.tmpDir(.{});
         errdefer self.folder.cleanup();
         for ([_]usize{ 0, 5, 300, 40_000, 900_000, 5_000_000 }) |size| {
@@ -54,7 +61,7 @@ const Site = struct {
         }};
         var options = given;
         options.static = &self.tables;
-        self.fixture = try Fixture.serve(.{
+        self.fixture = try Fixture.start(.{
             .options = options,
             .send_buffer_bytes = if (sockets == .narrow) narrow else null,
         });
@@ -123,6 +130,39 @@ test "server: a long pipeline of requests for files is answered in order" {
     sender.join();
     client.close();
     try fixture.finish();
+}
+
+test "server: a client that pipelines lets the others go first, and loses nothing by it alone" {
+    var site: Site = undefined;
+    try site.start(calm, false, .wide);
+    defer site.deinit();
+    const server = site.fixture.server;
+    var greedy = try site.fixture.connect();
+    defer greedy.close();
+    var other = try site.fixture.connect();
+    defer other.close();
+    const count = 400;
+    for (0..count) |_| try greedy.get("/s/5");
+    for (0..100) |_| server.poller.poll(false);
+    const before = server.counts().requests;
+    try testing.expect(before > 0);
+
+    const began_ns = sys.monotonic_ns();
+    for (0..100) |_| {
+        try other.get("/s/300");
+        while (!sys.may_be_ready(other.fd, .readable)) server.poller.poll(false);
+        try other.expect_pattern(300);
+    }
+    const elapsed_ms = (sys.monotonic_ns() - began_ns) / std.time.ns_per_ms;
+    const between = server.counts().requests - before - 100;
+    try testing.expect(between <= elapsed_ms + 2);
+
+    // One for each turn again, as soon as nobody else asks.
+    sys.sleep_ms(2);
+    for (0..50) |_| server.poller.poll(false);
+    try testing.expect(server.counts().requests - before - 100 - between >= 49);
+    while (server.counts().requests < count + 100) server.poller.poll(false);
+    for (0..count) |_| try greedy.expect_pattern(5);
 }
 
 fn send_all(client: *Client, bytes: []const u8) void {

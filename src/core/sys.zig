@@ -792,10 +792,33 @@ pub const epoll = if (is_linux) struct {
     }
 
     /// The number of events; 0 after the timeout or a signal.
-    pub fn wait(poll_fd: Fd, events: []Event, timeout_ms: ?u64) usize {
-        const timeout = if (timeout_ms) |ms| clamp_timeout(ms) else -1;
-        const count = c.epoll_wait(poll_fd, events.ptr, @intCast(events.len), timeout);
+    pub fn wait(poll_fd: Fd, events: []Event, timeout_ns: ?u64) usize {
+        const ns = timeout_ns orelse return wait_ms(poll_fd, events, -1);
+        if (ns > 0 and ns < std.time.ns_per_ms) return wait_briefly(poll_fd, events, ns);
+        return wait_ms(poll_fd, events, clamp_timeout(ns / std.time.ns_per_ms));
+    }
+
+    fn wait_ms(poll_fd: Fd, events: []Event, timeout_ms: c_int) usize {
+        const count = c.epoll_wait(poll_fd, events.ptr, @intCast(events.len), timeout_ms);
         return if (count > 0) @intCast(count) else 0;
+    }
+
+    /// Less than a millisecond. Where the call is missing (before Linux 5.11, some sandboxes) it
+    /// does not wait at all.
+    fn wait_briefly(poll_fd: Fd, events: []Event, timeout_ns: u64) usize {
+        const timeout: linux.timespec = .{ .sec = 0, .nsec = @intCast(timeout_ns) };
+        const count: isize = @bitCast(linux.syscall6(
+            .epoll_pwait2,
+            @intCast(poll_fd),
+            @intFromPtr(events.ptr),
+            events.len,
+            @intFromPtr(&timeout),
+            0,
+            0,
+        ));
+        if (count >= 0) return @intCast(count);
+        const was_interrupted = count == -@as(isize, @intFromEnum(linux.E.INTR));
+        return if (was_interrupted) 0 else wait_ms(poll_fd, events, 0);
     }
 
     pub fn event_fd() error{Unexpected}!Fd {

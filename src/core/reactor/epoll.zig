@@ -51,13 +51,13 @@ pub const Reactor = struct {
         epoll.remove(self.poll_fd, fd);
     }
 
-    /// Waits at most `timeout_ms` (null: without end) and returns the events, written to `storage`.
+    /// Waits at most `timeout_ns` (null: without end) and returns the events, written to `storage`.
     pub fn poll(
         self: *Reactor,
         storage: *[reactor.events_max]reactor.Event,
-        timeout_ms: ?u64,
+        timeout_ns: ?u64,
     ) []reactor.Event {
-        const count = epoll.wait(self.poll_fd, &self.raw, timeout_ms);
+        const count = epoll.wait(self.poll_fd, &self.raw, timeout_ns);
         var used: usize = 0;
         for (self.raw[0..count]) |event| {
             if (event.data.u64 == reactor.wake_token) {

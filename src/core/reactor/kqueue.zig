@@ -47,7 +47,7 @@ const wake_ident: usize = 1;
 
 /// Longer waits end early and are begun again: macOS refuses timeouts of more than 10^8 seconds,
 /// and libkqueue counts milliseconds in an int.
-const timeout_ms_max = std.time.ms_per_day;
+const timeout_ns_max = std.time.ns_per_day;
 
 comptime {
     // Tokens have 64 bits and `udata` is where they travel.
@@ -127,20 +127,20 @@ pub const Reactor = struct {
         if (kevent(self.queue, changes.ptr, count, &none, 0, null) < 0) return error.Unexpected;
     }
 
-    /// Waits at most `timeout_ms` (null: without end) and returns the events, written to `storage`.
+    /// Waits at most `timeout_ns` (null: without end) and returns the events, written to `storage`.
     pub fn poll(
         self: *Reactor,
         storage: *[reactor.events_max]reactor.Event,
-        timeout_ms: ?u64,
+        timeout_ns: ?u64,
     ) []reactor.Event {
         var timeout: std.c.timespec = undefined;
         var pointer: ?*const std.c.timespec = null;
-        if (timeout_ms) |ms| {
+        if (timeout_ns) |ns| {
             // The type is said, since `@min` gives the smallest that holds the bound.
-            const cut: u64 = @min(ms, timeout_ms_max);
+            const cut: u64 = @min(ns, timeout_ns_max);
             timeout = .{
-                .sec = @intCast(cut / std.time.ms_per_s),
-                .nsec = @intCast((cut % std.time.ms_per_s) * std.time.ns_per_ms),
+                .sec = @intCast(cut / std.time.ns_per_s),
+                .nsec = @intCast(cut % std.time.ns_per_s),
             };
             pointer = &timeout;
         }
@@ -193,6 +193,7 @@ fn is_false_end(event: Kevent) bool {
 }
 
 const testing = std.testing;
+const ms = std.time.ns_per_ms;
 
 fn translate_end(filter: i16, socket_error: u32) reactor.Event {
     return translate(.{
@@ -216,7 +217,7 @@ test "kqueue: a FIN is a hangup though data comes before it in the same event" {
     _ = try sys.send(pair[1], "abc");
     sys.shutdown_send(pair[1]);
     var hangup = false;
-    for (queue.poll(&events, 1000)) |event| hangup = hangup or event.hangup;
+    for (queue.poll(&events, 1000 * ms)) |event| hangup = hangup or event.hangup;
     try testing.expect(hangup);
 }
 
@@ -259,12 +260,13 @@ test "kqueue: every timeout is one that the kernel takes" {
     var queue = try Reactor.init();
     defer queue.deinit();
     var events: [reactor.events_max]reactor.Event = undefined;
-    for ([_]u64{ 0, 1, 999, 1999, timeout_ms_max - 1, std.math.maxInt(u64) }) |timeout_ms| {
+    const longest = timeout_ns_max;
+    for ([_]u64{ 0, 1, 999 * ms, 1999 * ms, longest - 1, std.math.maxInt(u64) }) |timeout_ns| {
         queue.wake();
-        try testing.expectEqual(0, queue.poll(&events, timeout_ms).len);
+        try testing.expectEqual(0, queue.poll(&events, timeout_ns).len);
         // That call took the wake, so it had not failed: this one waits.
         const before = sys.monotonic_ns();
-        try testing.expectEqual(0, queue.poll(&events, 20).len);
+        try testing.expectEqual(0, queue.poll(&events, 20 * ms).len);
         try testing.expect(sys.monotonic_ns() - before >= 15 * std.time.ns_per_ms);
     }
 }
@@ -281,6 +283,6 @@ test "kqueue: a filter registered alone is unregistered too" {
         _ = try sys.send(pair[1], "x");
         queue.unregister(pair[0]);
         var events: [reactor.events_max]reactor.Event = undefined;
-        try testing.expectEqual(0, queue.poll(&events, 20).len);
+        try testing.expectEqual(0, queue.poll(&events, 20 * ms).len);
     }
 }
