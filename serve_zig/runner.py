@@ -73,6 +73,7 @@ _OPTIONS = {
     "body_memory_bytes": "limits.body_memory",
     "requests_per_connection": "limits.requests_per_connection",
     "response_memory_bytes": "limits.response_memory",
+    "buffer_memory_bytes": "limits.buffer_memory",
 }
 # Times where 0 means none.
 _OPTIONS_MS_OR_NONE = {"request_timeout_ms": "timeouts.request"}

@@ -224,6 +224,14 @@ KEYS: tuple[Key, ...] = (
         "How much of one response is held ahead of a slow client, so that its thread is free.",
     ),
     Key(
+        "limits.buffer_memory",
+        Size(MEBIBYTE, 8 * TEBIBYTE),
+        256 * MEBIBYTE,
+        "How much of all bodies and responses together is held in memory; past it bodies go on in "
+        "temporary files whatever limits.body_memory allows, and at the most 64 KiB of a response "
+        "is ahead of its client. With twice as much no head longer than 16 KiB is taken: 503.",
+    ),
+    Key(
         "limits.requests",
         Integer(0, 2**53),
         0,

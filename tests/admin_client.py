@@ -68,11 +68,12 @@ def serve_with_admin(
     *,
     wait: bool = True,
     environment: Mapping[str, str] | None = None,
+    files: Mapping[str, str | bytes] | None = None,
 ) -> tuple[Server, AdminClient]:
     """Start a server with an admin listener, and return when that answers."""
     bind = f"127.0.0.1:{free_port()}"
     settings = merged({"admin": {"bind": bind}}, config or {})
-    server = serve(app, settings, wait=wait, environment=environment)
+    server = serve(app, settings, wait=wait, environment=environment, files=files)
     admin = AdminClient(bind)
     admin.wait_up()
     if wait:

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import requests
 
+from admin_client import serve_with_admin
+from metrics import Metrics
 from serving import REPOSITORY, Server, Servers, wait_until
 from wire import all_closed, get, post, post_chunked
 
@@ -116,6 +118,35 @@ def test_a_large_download_takes_no_memory(serve: Servers) -> None:
                 piece = connection.take(MIB)
                 assert piece[0] == piece[-1] == number % 256
         assert growth.bytes <= GROWTH_MAX
+
+
+def test_responses_that_nobody_reads_are_bounded_together(serve: Servers) -> None:
+    """Past buffer_memory little is made ahead of each client, and who reads gets all of it."""
+    count, piece = 1600, 8192  # too small to be lent instead of copied
+    files = {
+        "app.py": "def app(environ, start_response):\n"
+        "    start_response('200 OK', [])\n"
+        f"    for number in range({count}):\n"
+        f"        yield bytes([number % 251]) * {piece}\n"
+    }
+    config = {"limits": {"buffer_memory": "1 MiB"}}
+    server, admin = serve_with_admin(serve, "app:app", config, files=files)
+
+    def held_bytes() -> float:
+        fields = "Accept: application/openmetrics-text; version=1.0.0"
+        text = admin.ask("/metrics", fields).body.decode()
+        return Metrics(text).value("buffer_memory_bytes")
+
+    with all_closed([server.connect(receive_buffer=4096) for _ in range(24)]) as clients:
+        for client in clients:
+            client.send(get("/"))
+            assert client.head().status == 200
+        time.sleep(0.5)  # for what the server might still make ahead of them
+        assert MIB / 2 < held_bytes() < MIB + len(clients) * MIB // 4
+        for number in range(count):
+            assert clients[0].chunk() == bytes([number % 251]) * piece
+        assert clients[0].chunk() == b""
+    wait_until(lambda: held_bytes() == 0, 10, lambda: f"{held_bytes()} held")
 
 
 def test_slow_uploads_hold_no_thread(serve: Servers) -> None:

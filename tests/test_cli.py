@@ -744,6 +744,7 @@ def test_options_of_the_core_are_milliseconds_and_bytes(project: Project) -> Non
         "body_memory_bytes": 1024**2,
         "requests_per_connection": 0,
         "response_memory_bytes": 1024**2,
+        "buffer_memory_bytes": 256 * 1024**2,
         "head_timeout_ms": 2,
         "body_timeout_ms": 30_000,
         "keep_alive_timeout_ms": 75_000,

@@ -210,7 +210,7 @@ def test_toml_that_is_nested_too_deeply_is_refused(loader: Loader) -> None:
             "[limits]\n\nxyzzy = 1\n",
             "serve.toml:5: limits.xyzzy: unknown key; the keys of [limits] are connections, "
             "request_line, head, fields, body, body_memory, requests_per_connection, "
-            "response_memory, requests, requests_jitter, memory",
+            "response_memory, buffer_memory, requests, requests_jitter, memory",
         ),
         ("[limit]\n", 'serve.toml:3: limit: unknown table; did you mean "[limits]"?'),
         (
@@ -222,7 +222,7 @@ def test_toml_that_is_nested_too_deeply_is_refused(loader: Loader) -> None:
             "[limits]\n'a b\\n\"' = 1\n",
             'serve.toml:4: limits."a b\\\\n\\"": unknown key; the keys of [limits] are '
             "connections, request_line, head, fields, body, body_memory, requests_per_connection, "
-            "response_memory, requests, requests_jitter, memory",
+            "response_memory, buffer_memory, requests, requests_jitter, memory",
         ),
         ("[limits.body.x]\n", "serve.toml:3: limits.body: found a table; allowed is a size"),
         ("[[limits]]\n", "serve.toml:3: limits: found a list; allowed is a table, [limits]"),

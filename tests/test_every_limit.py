@@ -43,15 +43,22 @@ class Watched:
 
     def counters(self) -> dict[tuple[str, str, str], float]:
         """Return every counter that has a reason or a phase, and those of statuses."""
-        fields = "Accept: application/openmetrics-text; version=1.0.0"
-        found = Metrics(self.admin.ask("/metrics", fields).body.decode())
         return {
             (name.removeprefix("serve_zig_"), *dict(labels).popitem()): value
-            for name, family in found.families.items()
+            for name, family in self.metrics().families.items()
             if family.kind == "counter"
             for (_, labels), value in family.samples.items()
             if len(labels) == 1
         }
+
+    def value(self, name: str) -> float:
+        """Return a metric without labels."""
+        return self.metrics().value(name)
+
+    def metrics(self) -> Metrics:
+        """Return all of them."""
+        fields = "Accept: application/openmetrics-text; version=1.0.0"
+        return Metrics(self.admin.ask("/metrics", fields).body.decode())
 
     def counted(self) -> dict[tuple[str, str, str], int]:
         """Return what has been counted since `begin`."""
@@ -245,6 +252,34 @@ def limits_body_memory(start: Start) -> None:
     watched.expect_nothing()
 
 
+def limits_buffer_memory(start: Start) -> None:
+    """A body goes on in a file from where all of them together are as large as the limit."""
+    limits = {"body_memory": "2 MiB", "buffer_memory": "1 MiB"}
+    watched = start("reading:before_reading", {"limits": limits})
+    server = watched.server
+    for turn, held in enumerate((2**20 - 1, 2**20)):
+        server.begin_test()
+        sizes = (held - 20_000, 20_000, 20_000)
+        with all_closed([server.connect() for _ in sizes]) as connections:
+            for number, (connection, size) in enumerate(zip(connections, sizes, strict=True)):
+                if number == 2:
+                    assert watched.value("buffer_memory_bytes") == held
+                    assert temporary_files(server) == 0
+                connection.send(length_of(size))
+                server.wait_event("started", count=3 * turn + number + 1)
+            has_more = watched.value("buffer_memory_bytes") > held
+            assert has_more == (held < 2**20)
+            assert temporary_files(server) == 1
+            server.open_gate("read")
+            for connection, size in zip(connections, sizes, strict=True):
+                assert connection.response().json() == "b" * size
+        (server.folder / "gate-read").unlink()
+        wait_until(lambda: watched.value("buffer_memory_bytes") == 0, 5, lambda: "some is held")
+        if held < 2**20:
+            watched.expect_line("warning limits.buffer_memory is reached: request bodies go on .*")
+    watched.expect_nothing()
+
+
 def queued(start: Start, more: int) -> Watched:
     """Let so many requests more than the queue holds wait for a thread."""
     size = 3
@@ -404,6 +439,7 @@ TABLE: dict[str, Row] = {
     "limits.body": limits_body,
     "limits.body_memory": limits_body_memory,
     "limits.requests_per_connection": limits_requests_per_connection,
+    "limits.buffer_memory": limits_buffer_memory,
     "limits.response_memory": "test_bodies.py::test_a_large_download_takes_no_memory",
     "limits.requests": "test_drain.py::test_limit_on_requests",
     "limits.requests_jitter": "test_drain.py::test_limit_on_requests_is_spread",

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import select
 import socket
 import sys
 import time
@@ -234,3 +235,31 @@ def test_a_pipelining_client_takes_its_turn(serve: Servers) -> None:
             while data := greedy.socket.recv(1 << 16):
                 answered += data.count(b"HTTP/1.1 200")
     assert 10 < answered < 200
+
+
+def test_unfinished_large_heads_are_bounded_together(serve: Servers) -> None:
+    """Past twice buffer_memory a head that is larger than a first buffer is answered 503."""
+    server = serve("responding:app", {"limits": {"buffer_memory": "1 MiB"}})
+    large = get("/hello", "X: " + "a" * 40_000)
+    with all_closed([server.connect() for _ in range(40)]) as connections:
+        for connection in connections:
+            connection.send(large[:-2])
+        sockets = {connection.socket: connection for connection in connections}
+        refused = wait_until(
+            lambda: found if len(found := select.select(sockets, [], [], 0.2)[0]) > 3 else None,
+            10,
+            lambda: "all are taken",
+        )
+        assert len(refused) < 30
+        for connection in connections:
+            if connection.socket in refused:
+                assert connection.response().status == 503
+        assert server.exchange(get("/hello")).body == b"hello"
+        for connection in connections:
+            if connection.socket not in refused:
+                connection.send(large[-2:])
+                assert connection.response().body == b"hello"
+    server.wait_log("refused 503 out_of_memory; GET")
+    with server.connect() as connection:
+        connection.send(large)
+        assert connection.response().body == b"hello"

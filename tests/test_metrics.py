@@ -40,6 +40,8 @@ NAMES = {
     "threads_limit": "gauge",
     "queue_limit": "gauge",
     "connections_limit": "gauge",
+    "buffer_memory_bytes": "gauge",
+    "buffer_memory_limit_bytes": "gauge",
     "start_time_seconds": "gauge",
 }
 

@@ -11,6 +11,7 @@ const chunked = @import("chunked.zig");
 const refusal_module = @import("refusal.zig");
 const sys = @import("sys.zig");
 const pages = @import("pages.zig");
+const BufferMemory = @import("buffer_memory.zig").BufferMemory;
 const Exchange = @import("exchange.zig").Exchange;
 
 pub const Limits = struct {
@@ -103,6 +104,10 @@ pub const Body = struct {
     /// `memory` is the start of the body; with `in_place` it is part of the exchange's buffer.
     memory: []u8 = &.{},
     memory_used: usize = 0,
+    /// Where that is counted.
+    buffer_memory: ?*BufferMemory = null,
+    /// What comes goes to the file from here.
+    spills: bool = false,
     file: sys.Fd = sys.no_fd,
     file_length: u64 = 0,
     /// Of a chunked body: where its trailer fields are kept.
@@ -120,6 +125,9 @@ pub const Body = struct {
     const Storage = enum { in_place, heap, mapped };
 
     pub fn deinit(self: *Body, gpa: std.mem.Allocator) void {
+        if (self.storage != .in_place) {
+            if (self.buffer_memory) |memory| memory.remove(self.memory_used);
+        }
         self.free_memory(gpa);
         if (self.file != sys.no_fd) sys.close(self.file);
         gpa.free(self.trailers);
@@ -148,6 +156,7 @@ pub const Body = struct {
         limits: *const Limits,
     ) TakeError!void {
         const head = &exchange.head;
+        self.buffer_memory = exchange.buffer_memory;
         self.cursor = head.head_bytes;
         exchange.request_end = head.head_bytes;
         switch (head.framing) {
@@ -205,7 +214,7 @@ pub const Body = struct {
         if (self.decoder != null or self.storage == .in_place) {
             return exchange.bytes[exchange.received..];
         }
-        const room = self.memory[self.memory_used..];
+        const room = self.memory_room();
         if (room.len > 0) return room;
         return scratch[0..@intCast(@min(scratch.len, self.remaining))];
     }
@@ -223,12 +232,29 @@ pub const Body = struct {
             exchange.received += @intCast(count);
             return self.take_buffered(exchange, gpa, scratch, limits);
         }
-        if (self.memory_used < self.memory.len) {
-            self.memory_used += count;
-        } else {
+        if (self.spills) {
             try self.write_to_file(scratch[0..count], limits);
+        } else {
+            self.hold(count);
         }
         self.count_taken(count);
+    }
+
+    /// Memory of the body's own for bytes that come next; none when they go to the file.
+    fn memory_room(self: *Body) []u8 {
+        const room = self.memory[self.memory_used..];
+        if (room.len == 0 or !self.may_hold()) self.spills = true;
+        return if (self.spills) &.{} else room;
+    }
+
+    fn may_hold(self: *const Body) bool {
+        return if (self.buffer_memory) |memory| memory.has_room() else true;
+    }
+
+    /// The first `count` bytes of what `memory_room` gave have been written.
+    fn hold(self: *Body, count: usize) void {
+        self.memory_used += count;
+        if (self.buffer_memory) |memory| memory.add(count);
     }
 
     /// Takes in what is in the exchange's buffer behind the head.
@@ -252,9 +278,10 @@ pub const Body = struct {
             },
             .heap, .mapped => {
                 // All that was received belongs to this body, which did not fit in place.
-                const to_memory = @min(count, self.memory.len - self.memory_used);
-                @memcpy(self.memory[self.memory_used..][0..to_memory], came[0..to_memory]);
-                self.memory_used += to_memory;
+                const room = self.memory_room();
+                const to_memory = @min(count, room.len);
+                @memcpy(room[0..to_memory], came[0..to_memory]);
+                self.hold(to_memory);
                 if (to_memory < count) try self.write_to_file(came[to_memory..count], limits);
                 exchange.received = self.cursor;
             },
@@ -285,7 +312,7 @@ pub const Body = struct {
             if (output.ptr == scratch.ptr) {
                 try self.write_to_file(output[0..progress.produced], limits);
             } else {
-                self.memory_used += progress.produced;
+                self.hold(progress.produced);
             }
             self.length += progress.produced;
             if (progress.done) {
@@ -307,11 +334,11 @@ pub const Body = struct {
         scratch: []u8,
         limits: *const Limits,
     ) error{OutOfMemory}![]u8 {
-        if (self.memory_used == self.memory.len) {
-            if (self.memory.len >= limits.memory_bytes_max) return scratch;
-            try self.grow(gpa, limits.memory_bytes_max);
-        }
-        return self.memory[self.memory_used..];
+        const is_full = self.memory_used == self.memory.len;
+        const may_grow = self.memory.len < limits.memory_bytes_max and self.may_hold();
+        if (is_full and may_grow and !self.spills) try self.grow(gpa, limits.memory_bytes_max);
+        const room = self.memory_room();
+        return if (room.len > 0) room else scratch;
     }
 
     /// A little first, for the length is not known; then all that there may be.

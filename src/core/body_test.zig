@@ -8,6 +8,7 @@ const body_module = @import("body.zig");
 const exchange_module = @import("exchange.zig");
 const request_head = @import("request_head.zig");
 const interlude = @import("server_fixture.zig").free_interlude;
+const BufferMemory = @import("buffer_memory.zig").BufferMemory;
 const Exchange = exchange_module.Exchange;
 
 const gpa = testing.allocator;
@@ -74,6 +75,8 @@ const Case = struct {
     size: usize,
     chunk_bytes: usize,
     memory_bytes_max: usize,
+    /// Of all bodies together.
+    buffer_memory_max: u64 = std.math.maxInt(u64),
 };
 
 fn make_message(case: Case, content: []u8) ![]u8 {
@@ -102,7 +105,12 @@ fn expect_gathered(case: Case, split: usize, step: usize) !void {
     const next = "GET /next HTTP/1.1\r\n";
     const both = try std.mem.concat(gpa, u8, &.{ message, next });
     defer gpa.free(both);
-    var pool: exchange_module.Pool = .{ .gpa = gpa, .field_lines_max = 16 };
+    var buffer_memory: BufferMemory = .{ .bytes_max = case.buffer_memory_max };
+    var pool: exchange_module.Pool = .{
+        .gpa = gpa,
+        .field_lines_max = 16,
+        .buffer_memory = &buffer_memory,
+    };
     defer pool.deinit();
     const exchange = try pool.acquire();
     defer pool.release(exchange);
@@ -114,7 +122,12 @@ fn expect_gathered(case: Case, split: usize, step: usize) !void {
     defer gpa.free(seen);
     try testing.expectEqualSlices(u8, content, seen);
     try testing.expect(exchange.body.memory_used <= @max(limits.memory_bytes_max, 16 * 1024));
+    // What came with the head, and one piece.
+    const held_max = case.buffer_memory_max +| 16 * 1024 +| step;
+    try testing.expect(buffer_memory.bytes.load(.monotonic) <= held_max);
     exchange.begin_next(gpa);
+    const grown = if (exchange.bytes.ptr == exchange.own_bytes.ptr) 0 else exchange.bytes.len;
+    try testing.expectEqual(grown, buffer_memory.bytes.load(.monotonic));
     const kept = exchange.bytes[0..exchange.received];
     try testing.expect(std.mem.startsWith(u8, next, kept));
     try testing.expectEqual(sys.no_fd, exchange.body.file);
@@ -126,7 +139,7 @@ test "body: gathered in every way from pieces of every size" {
         for ([_]usize{ 0, 1, 300, 5000, 50_000 }) |chunk_bytes| {
             if (chunk_bytes == 1 and size > 300) continue;
             for ([_]usize{ 0, 100, 17_000, 1 << 20 }) |memory_bytes_max| {
-                const case: Case = .{
+                var case: Case = .{
                     .size = size,
                     .chunk_bytes = chunk_bytes,
                     .memory_bytes_max = memory_bytes_max,
@@ -134,6 +147,10 @@ test "body: gathered in every way from pieces of every size" {
                 for ([_]usize{ 0, 1, 150, 20_000 }) |split| {
                     try expect_gathered(case, split, if (size <= 300) 1 else 977);
                     try expect_gathered(case, split, 100_000);
+                }
+                for ([_]u64{ 0, 100, 5_000 }) |buffer_memory_max| {
+                    case.buffer_memory_max = buffer_memory_max;
+                    try expect_gathered(case, 150, 977);
                 }
             }
         }

@@ -30,6 +30,7 @@ pub const timing = @import("timing.zig");
 pub const request_head = @import("request_head.zig");
 pub const response_head = @import("response_head.zig");
 pub const body = @import("body.zig");
+pub const buffer_memory = @import("buffer_memory.zig");
 pub const refusal = @import("refusal.zig");
 pub const reply = @import("reply.zig");
 pub const exchange = @import("exchange.zig");

@@ -16,6 +16,7 @@ const Phase = @import("timing.zig").Phase;
 const Progress = @import("reply.zig").Progress;
 const Record = @import("record.zig").Record;
 const Body = @import("body.zig").Body;
+const BufferMemory = @import("buffer_memory.zig").BufferMemory;
 const Suspension = @import("suspension.zig").Suspension;
 const file_part = @import("file_part.zig");
 const Multipart = @import("multipart.zig").Multipart;
@@ -47,6 +48,8 @@ pub const Exchange = struct {
     suspension: ?*Suspension = null,
     /// What the pool gave as `bytes`; empty while it has it back (`Pool.compact`).
     own_bytes: []u8,
+    /// Where what it holds beyond that is counted.
+    buffer_memory: ?*BufferMemory = null,
     /// For metrics and logs.
     record: Record = .{},
     /// The server's own id of the request `id_number`.
@@ -119,11 +122,19 @@ pub const Exchange = struct {
         const larger = try gpa.alloc(u8, size);
         @memcpy(larger[0..self.received], self.bytes[0..self.received]);
         self.release_bytes(gpa);
+        self.take_bytes(larger);
+    }
+
+    fn take_bytes(self: *Exchange, larger: []u8) void {
         self.bytes = larger;
+        if (self.buffer_memory) |memory| memory.add(larger.len);
     }
 
     fn release_bytes(self: *Exchange, gpa: std.mem.Allocator) void {
-        if (self.bytes.ptr != self.own_bytes.ptr) gpa.free(self.bytes);
+        if (self.bytes.ptr != self.own_bytes.ptr) {
+            if (self.buffer_memory) |memory| memory.remove(self.bytes.len);
+            gpa.free(self.bytes);
+        }
         self.bytes = self.own_bytes;
     }
 
@@ -161,6 +172,8 @@ pub const Exchange = struct {
 /// part of a file.
 pub const Output = struct {
     buffer: []u8 = &.{},
+    /// Where that is counted.
+    buffer_memory: ?*BufferMemory = null,
     start: usize = 0,
     end: usize = 0,
     /// Borrowed: whoever pins it keeps it alive until `is_empty`, and adds nothing before.
@@ -295,6 +308,10 @@ pub const Output = struct {
             const larger = try gpa.alloc(u8, size);
             @memcpy(larger[0..kept], pending);
             gpa.free(self.buffer);
+            if (self.buffer_memory) |memory| {
+                memory.remove(self.buffer.len);
+                memory.add(larger.len);
+            }
             self.buffer = larger;
         } else {
             std.mem.copyForwards(u8, self.buffer[0..kept], pending);
@@ -316,6 +333,7 @@ pub const Output = struct {
     }
 
     fn free_buffer(self: *Output, gpa: std.mem.Allocator) void {
+        if (self.buffer_memory) |memory| memory.remove(self.buffer.len);
         gpa.free(self.buffer);
         self.buffer = &.{};
         self.start = 0;
@@ -325,13 +343,15 @@ pub const Output = struct {
     pub fn deinit(self: *Output, gpa: std.mem.Allocator) void {
         self.free_buffer(gpa);
         self.drop_file();
-        self.* = .{};
+        self.* = .{ .buffer_memory = self.buffer_memory };
     }
 };
 
 pub const Pool = struct {
     gpa: std.mem.Allocator,
     field_lines_max: u16,
+    /// Where what the exchanges hold is counted.
+    buffer_memory: ?*BufferMemory = null,
     /// What the ids of this process' requests begin with.
     id_prefix: [request_ids.prefix_bytes]u8 = @splat('0'),
     mutex: std.Thread.Mutex = .{},
@@ -375,7 +395,7 @@ pub const Pool = struct {
             .bytes = exchange.own_bytes,
             .field_lines = exchange.head.field_lines,
         };
-        exchange.bytes = bytes;
+        exchange.take_bytes(bytes);
         exchange.own_bytes = &.{};
         exchange.head.field_lines = lines;
         self.mutex.lock();
@@ -432,6 +452,8 @@ pub const Pool = struct {
             .head = .init(&.{}),
             .bytes = &.{},
             .own_bytes = &.{},
+            .buffer_memory = self.buffer_memory,
+            .output = .{ .buffer_memory = self.buffer_memory },
             .id_text = self.id_prefix ++ @as([request_ids.prefix_bytes]u8, @splat('0')),
         };
         try self.expand(exchange);

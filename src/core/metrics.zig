@@ -200,6 +200,9 @@ pub const Gauges = struct {
     threads_limit: u64 = 0,
     queue_limit: u64 = 0,
     connections_limit: u64 = 0,
+    /// What clients have sent or not taken yet, beyond the buffers that every request has.
+    buffer_memory_bytes: u64 = 0,
+    buffer_memory_limit_bytes: u64 = 0,
     /// Requests in the queue and in the application, by `threads_limit`: above 1 some wait.
     saturation: f64 = 0,
     draining: bool = false,
@@ -371,6 +374,10 @@ fn write_gauges(out: Exposition, gauges: Gauges) std.Io.Writer.Error!void {
     try out.gauge("threads_limit", "concurrency.threads.", gauges.threads_limit);
     try out.gauge("queue_limit", "concurrency.queue.", gauges.queue_limit);
     try out.gauge("connections_limit", "limits.connections.", gauges.connections_limit);
+    try out.gauge("buffer_memory_bytes", "Memory for large heads, for bodies, and for responses " ++
+        "that clients have not taken yet.", gauges.buffer_memory_bytes);
+    try out.gauge("buffer_memory_limit_bytes", "limits.buffer_memory.", gauges
+        .buffer_memory_limit_bytes);
     try out.family("saturation", .gauge, "Requests running and queued by concurrency.threads; " ++
         "above 1 some wait.");
     try out.writer.print(prefix ++ "saturation {d}\n", .{gauges.saturation});

@@ -16,6 +16,8 @@ pub const Kind = enum {
     connections_full,
     /// The same for want of descriptors.
     descriptors_exhausted,
+    /// `limits.buffer_memory` is reached.
+    buffers_full,
 };
 
 pub const Notice = struct {

@@ -246,6 +246,7 @@ pub const Poller = struct {
         self.now_ms = self.now_ns / std.time.ns_per_ms;
         for (events) |event| self.on_event(event);
         if (self.pipelined != null) self.take_pipelined();
+        if (!server.buffer_memory.has_room()) server.notify(.buffers_full, &sys.no_address);
         self.resume_accepting();
         self.expire();
         if (self.draining) self.close_idle();
@@ -668,6 +669,9 @@ pub const Poller = struct {
             if (count > 0 and self.parse(connection, exchange)) return;
             if (!connection.unread) break;
             if (exchange.received == exchange.bytes.len) {
+                if (!self.server.buffer_memory.has_room_for_heads()) {
+                    return self.refuse(connection, 503, "out_of_memory");
+                }
                 exchange.ensure_space(self.server.gpa, exchange_module.buffer_bytes) catch {
                     return self.refuse(connection, 503, "out_of_memory");
                 };

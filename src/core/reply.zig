@@ -234,10 +234,16 @@ pub const Reply = struct {
         const output = &self.exchange.output;
         if (self.progress.too_long and output.pinned.len == 0) return error.BodyTooLong;
         const is_full = output.pinned.len > 0 or
-            output.kept_bytes() > self.limits.memory_bytes_max;
+            output.kept_bytes() > self.ahead_max();
         if (is_full) return .full;
         self.lend();
         return .more;
+    }
+
+    /// How much may be ahead of the client.
+    fn ahead_max(self: *const Reply) usize {
+        const limit = self.limits.memory_bytes_max;
+        return if (self.exchange.buffer_memory) |memory| memory.ahead_max(limit) else limit;
     }
 
     /// Whether the body can come from a file: its length is announced, or the head can still do so.
@@ -313,7 +319,7 @@ pub const Reply = struct {
         const written = self.head.written();
         const end = written.len - (size - count);
         try self.send(&.{written[end - count - head.len .. end]});
-        const is_full = self.exchange.output.kept_bytes() > self.limits.memory_bytes_max;
+        const is_full = self.exchange.output.kept_bytes() > self.ahead_max();
         return if (is_full) .full else .more;
     }
 
@@ -693,7 +699,7 @@ pub const Reply = struct {
         while (rest.len > 0) {
             var total: usize = 0;
             for (rest) |piece| total += piece.len;
-            if (output.kept_bytes() + total <= self.limits.memory_bytes_max) {
+            if (output.kept_bytes() + total <= self.ahead_max()) {
                 for (rest) |piece| {
                     output.append(self.gpa, piece.base[0..piece.len]) catch return self.fail();
                 }

@@ -35,6 +35,7 @@ const proxies_module = @import("proxies.zig");
 const notices_module = @import("notices.zig");
 const static_module = @import("static.zig");
 const Suspension = @import("suspension.zig").Suspension;
+const BufferMemory = @import("buffer_memory.zig").BufferMemory;
 const Connection = connection_module.Connection;
 const Exchange = exchange_module.Exchange;
 const Reply = reply_module.Reply;
@@ -56,6 +57,7 @@ pub const Options = struct {
     body_memory_bytes: u64 = 1024 * 1024,
     requests_per_connection: u32 = 0,
     response_memory_bytes: u64 = 1024 * 1024,
+    buffer_memory_bytes: u64 = 256 * 1024 * 1024,
     head_timeout_ms: u64 = 10_000,
     body_timeout_ms: u64 = 30_000,
     keep_alive_timeout_ms: u64 = 75_000,
@@ -229,6 +231,7 @@ pub const Server = struct {
     gpa: std.mem.Allocator,
     options: Options,
     body_limits: body_module.Limits,
+    buffer_memory: BufferMemory,
     /// Half of the threads may wait for clients that were asked to continue.
     streams: body_module.Streams,
     application: Application,
@@ -311,6 +314,7 @@ pub const Server = struct {
             .gpa = gpa,
             .options = options,
             .body_limits = options.body_limits(),
+            .buffer_memory = .{ .bytes_max = options.buffer_memory_bytes },
             .streams = .{ .max = options.threads / 2 },
             .application = application,
             .scheduler = scheduler,
@@ -330,6 +334,7 @@ pub const Server = struct {
             .lines = lines,
             .start_time_seconds = sys.realtime_seconds(),
         };
+        self.pool.buffer_memory = &self.buffer_memory;
         self.body_limits.streams = &self.streams;
         self.body_limits.receive_by_ms = &self.receive_by_ms;
         try self.log.init(gpa, options.log_options());
@@ -489,6 +494,8 @@ pub const Server = struct {
             .threads_limit = self.options.threads,
             .queue_limit = self.options.queue,
             .connections_limit = self.options.connections,
+            .buffer_memory_bytes = self.buffer_memory.bytes.load(.monotonic),
+            .buffer_memory_limit_bytes = self.buffer_memory.bytes_max,
             .saturation = @as(f64, @floatFromInt(busy)) /
                 @as(f64, @floatFromInt(self.options.threads)),
             .draining = self.draining.load(.acquire),

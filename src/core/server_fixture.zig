@@ -637,6 +637,7 @@ pub const Fixture = struct {
         const slots = server.poller.slots.in_use;
         const exchanges = server.pool.in_use;
         const parked = self.app.parked_count;
+        const buffered = server.buffer_memory.bytes.load(.monotonic);
         self.destroy();
         try testing.expectEqual(self.mapped_before, kernel.mapped_bytes.load(.monotonic));
         try testing.expect(ended);
@@ -647,6 +648,7 @@ pub const Fixture = struct {
         try testing.expectEqual(0, slots);
         try testing.expectEqual(0, exchanges);
         try testing.expectEqual(0, parked);
+        try testing.expectEqual(0, buffered);
     }
 
     /// Whatever the test came to. After the clients have been closed, lest they count as leaks.
