@@ -120,6 +120,11 @@ class Sample:
     done: dict[str, float]
 
     @property
+    def server_cores(self) -> float:
+        """How much of its core the server was busy, beside the attack."""
+        return self.beside.rate * self.beside_cpu / 1e6
+
+    @property
     def kept(self) -> float:
         return self.beside.rate / self.alone.rate
 
@@ -277,13 +282,15 @@ def row(title: str, samples: Sequence[Sample]) -> list[str]:
         str(sum(sample.beside.errors for sample in samples)),
         f"{median(samples, lambda s: s.alone_cpu):.1f}",
         f"{median(samples, lambda s: s.beside_cpu):.1f}",
+        f"{median(samples, lambda s: s.server_cores):.0%}",
         "met" if is_met(samples) else "**missed**",
     ]
 
 
 HEADS = (
     *("attack", "what it does", "requests/s alone", "beside it", "kept", "lowest … highest"),
-    *("p99 ms alone", "beside it", "errors", "CPU µs/request alone", "beside it", ""),
+    *("p99 ms alone", "beside it", "errors", "CPU µs/request alone", "beside it"),
+    *("server's core busy", ""),
 )
 
 METHOD = f"""\
@@ -291,8 +298,8 @@ The server has its defaults and one core; wrk (64 keep-alive connections on the 
 the attack share another. Each round measures the workload alone and then beside the attack, on the
 same server; figures are medians over the rounds. The bars: at least {RATE_KEPT_MIN:.0%} of the
 throughput is kept, and the p99 beside the attack is under {P99_MS_MAX:g} ms. CPU is the server's
-for each request of the workload, with what the attack costs it: where the rate falls and this does
-not, wrk and the attack were short of their core, not the server of its own.
+for each request of the workload, with what the attack costs it. How busy the server's core is, is
+beside the attack: where it has time left, wrk was short of its own core, which the attack shares.
 """
 
 
