@@ -74,6 +74,7 @@ fn read_whole(exchange: *core.exchange.Exchange, digest: *std.hash.Wyhash) !u64 
     return total;
 }
 
+var buffer_memory: core.buffer_memory.BufferMemory = .{ .bytes_max = 0 };
 var pool: ?core.exchange.Pool = null;
 var records: [3]Records = .{ .{}, .{}, .{} };
 var scratch: [1024]u8 = undefined;
@@ -84,6 +85,8 @@ pub fn run(gpa: std.mem.Allocator, input: []const u8) void {
     var limits = reading.default_limits;
     if (message.settings & 1 != 0) limits.body.bytes_max = message.seed;
     if (message.settings & 2 != 0) limits.body.memory_bytes_max = message.seed >> 2;
+    const is_short = message.settings & 8 != 0;
+    buffer_memory.bytes_max = if (is_short) message.seed else std.math.maxInt(u64);
     var whole: Whole = .{ .end = message.bytes.len };
     const all: reading.Client = .{
         .bytes = message.bytes,
@@ -155,9 +158,17 @@ fn read_all(
     limits: *const reading.Limits,
     buffer_bytes: usize,
 ) void {
-    if (pool == null) pool = .{ .gpa = gpa, .field_lines_max = field_lines_max };
+    if (pool == null) pool = .{
+        .gpa = gpa,
+        .field_lines_max = field_lines_max,
+        .buffer_memory = &buffer_memory,
+    };
     const exchange = pool.?.acquire() catch @panic("out of memory");
-    defer pool.?.release(exchange);
+    defer {
+        pool.?.release(exchange);
+        const left = buffer_memory.bytes.load(.monotonic);
+        expect(left == 0, "all memory that was counted is given back");
+    }
     // The pool gives it back its own length.
     exchange.bytes = exchange.own_bytes[0..buffer_bytes];
     to.count = 0;
