@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 
 # A signal ends the wait before that.
 _WAIT_MS = 60_000
+# For how long when there was no memory to act.
+_MEMORY_WAIT_MS = 100
 
 # How often resident memory is looked at, where it has a limit.
 _MEMORY_PERIOD_MS = 1000
@@ -136,8 +138,7 @@ def serve(config: Config) -> int:
         log.hand_over(server)
         sys.setswitchinterval(config.seconds("concurrency.switch_interval"))
         signals.serving(server.wakeup_fd(), server.announce_drain)
-        # All that is left to do once requests come is to wait: they may hold the GIL, or need all
-        # the memory.
+        # No worker begins before `run.wait`: requests may hold the GIL, or need all the memory.
         _say_hello(config, listeners, admin, log)
         _say_surroundings(config, log)
         workers = Workers(server, log)
@@ -388,25 +389,20 @@ class _Run:
 
     def wait(self) -> int:
         """Wait for the end, acting on signals and limits, and return the exit status."""
-        while not self._server.wait(self._timeout_ms()):
-            self._tell_notices()
-            if self._signals.take_reopening():
-                self._server.reopen_logs()
-                self._log.info("SIGHUP: log files are opened anew")
-            self._diagnose()
-            stops = self._signals.stops
-            if len(stops) > 1:
-                self._log.warning(f"{stops[1]}: the second signal; the server stops at once")
-                return self._stop(EXIT_FAILED)
-            if self._drains_at is None:
-                why = stops[0] if stops else self._limit_passed()
-                if why:
-                    self._leave(why)
-            if self._drains_at is not None and self._deadline is None:
-                if time.monotonic() >= self._drains_at:
-                    self._drain()
-            elif self._deadline is not None and time.monotonic() >= self._deadline:
-                return self._time_out()
+        is_short_of_memory = False
+        while True:
+            try:
+                timeout_ms = _MEMORY_WAIT_MS if is_short_of_memory else self._timeout_ms()
+                if self._server.wait(timeout_ms):
+                    break
+                status = self._act()
+            except MemoryError:
+                # The application took it all, and may give it back: what is to be done waits.
+                is_short_of_memory = True
+                continue
+            if status is not None:
+                return status
+            is_short_of_memory = False
         if self._workers.has_failed:
             return EXIT_FAILED
         if self._deadline is None:
@@ -416,6 +412,28 @@ class _Run:
             return self._time_out()
         self._log.info("drained; the server ends")
         return EXIT_DRAINED
+
+    def _act(self) -> int | None:
+        """Do what is due, and return the exit status where that is the end."""
+        self._tell_notices()
+        if self._signals.take_reopening():
+            self._server.reopen_logs()
+            self._log.info("SIGHUP: log files are opened anew")
+        self._diagnose()
+        stops = self._signals.stops
+        if len(stops) > 1:
+            self._log.warning(f"{stops[1]}: the second signal; the server stops at once")
+            return self._stop(EXIT_FAILED)
+        if self._drains_at is None:
+            why = stops[0] if stops else self._limit_passed()
+            if why:
+                self._leave(why)
+        if self._drains_at is not None and self._deadline is None:
+            if time.monotonic() >= self._drains_at:
+                self._drain()
+        elif self._deadline is not None and time.monotonic() >= self._deadline:
+            return self._time_out()
+        return None
 
     def _tell_notices(self) -> None:
         while (notice := self._server.take_notice()) is not None:
@@ -460,11 +478,12 @@ class _Run:
         )
 
     def _drain(self) -> None:
-        self._deadline = time.monotonic() + self._drain_seconds + _DRAIN_GRACE_SECONDS
+        deadline = time.monotonic() + self._drain_seconds + _DRAIN_GRACE_SECONDS
         self._workers.ending()
         for listener in self._listeners:
             listener.remove_file()
         self._server.drain()
+        self._deadline = deadline
 
     def _time_out(self) -> int:
         """Say what is still running after the drain, and give it up."""

@@ -500,3 +500,48 @@ def test_connections_leave_no_descriptors(serve: Servers) -> None:
             if number % 2:
                 connection.reset()
     wait_until(lambda: descriptors() <= before, 5, lambda: f"{descriptors()} > {before}")
+
+
+# Memory
+
+
+def test_no_request_comes_before_the_launcher_waits(serve: Servers) -> None:
+    """Whatever the first request does with memory or the GIL, the start has ended."""
+    files = {
+        "app.py": "import time\n"
+        "import serve_zig.runner as runner\n"
+        "order = []\n"
+        "wait = runner._Run.wait\n"
+        "def wait_late(self):\n"
+        "    time.sleep(0.5)\n"
+        "    order.append('wait')\n"
+        "    return wait(self)\n"
+        "runner._Run.wait = wait_late\n"
+        "def app(environ, start_response):\n"
+        "    order.append('request')\n"
+        "    start_response('200 OK', [])\n"
+        "    return [','.join(order).encode()]\n"
+    }
+    server = serve("app:app", files=files)
+    assert server.exchange(get()).body == b"wait,request"
+
+
+def test_a_launcher_without_memory_goes_on(serve: Servers) -> None:
+    """What it could not do it does when there is memory again, also what a signal asked for."""
+    files = {
+        "app.py": "import serve_zig.runner as runner\n"
+        "left = [5]\n"
+        "act = runner._Run._act\n"
+        "def act_without_memory(self):\n"
+        "    if left[0]:\n"
+        "        left[0] -= 1\n"
+        "        raise MemoryError\n"
+        "    return act(self)\n"
+        "runner._Run._act = act_without_memory\n"
+        "def app(environ, start_response):\n"
+        "    start_response('200 OK', [])\n"
+        "    return [str(left[0]).encode()]\n"
+    }
+    server = serve("app:app", files=files)
+    assert server.stop() == 0
+    assert "SIGTERM: draining" in server.log()

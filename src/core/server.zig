@@ -256,6 +256,8 @@ pub const Server = struct {
     /// Responses say that the connection will be closed.
     draining: std.atomic.Value(bool) = .init(false),
     outcome: std.atomic.Value(Outcome) = .init(.serving),
+    /// The launcher waits for the outcome, and has nothing more to prepare.
+    attended: std.Thread.ResetEvent = .{},
     /// Its reading end becomes readable with the outcome, and with a notice.
     outcome_pipe: [2]sys.Fd,
     metrics: metrics_module.Metrics,
@@ -434,6 +436,7 @@ pub const Server = struct {
         if (self.outcome.cmpxchgStrong(.serving, outcome, .acq_rel, .acquire) != null) return;
         self.scheduler.stop();
         self.poller.reactor.wake();
+        self.attended.set();
         // The end of the stream is readable as well, and takes no memory to say.
         _ = sys.send(self.outcome_pipe[1], "x") catch sys.shutdown_send(self.outcome_pipe[1]);
     }

@@ -163,7 +163,13 @@ pub fn worker_count(handle: ?*anyopaque) u32 {
 
 pub fn run_worker(handle: ?*anyopaque, number: *Object) capi.Error!*Object {
     const server = try server_of(handle);
-    server.run_worker(try read_integer(u32, number, "number"));
+    const own_number = try read_integer(u32, number, "number");
+    // Requests may take all the memory there is, or the GIL: no launcher that is still starting
+    // shall need them.
+    const state = capi.PyEval_SaveThread();
+    server.attended.wait();
+    capi.PyEval_RestoreThread(state);
+    server.run_worker(own_number);
     return capi.none();
 }
 
@@ -199,6 +205,7 @@ pub fn wait(handle: ?*anyopaque, timeout: *Object) capi.Error!*Object {
     const timeout_ms: ?u64 = if (number >= 0) @intCast(number) else null;
     const fd = server.outcome_pipe[0];
     const state = capi.PyEval_SaveThread();
+    server.attended.set();
     core.sys.wait_readable_or_signal(fd, timeout_ms);
     // Python's C handler has written the number of a signal, also of one that broke the wait off.
     // /readyz fails at once, though Python may have to wait for the GIL to act on it.
