@@ -74,7 +74,7 @@ fn read_whole(exchange: *core.exchange.Exchange, digest: *std.hash.Wyhash) !u64 
     return total;
 }
 
-var buffer_memory: core.buffer_memory.BufferMemory = .{ .bytes_max = 0 };
+var buffer_memory: core.buffer_memory.BufferMemory = .init(std.math.maxInt(u64));
 var pool: ?core.exchange.Pool = null;
 var records: [3]Records = .{ .{}, .{}, .{} };
 var scratch: [1024]u8 = undefined;
@@ -86,7 +86,7 @@ pub fn run(gpa: std.mem.Allocator, input: []const u8) void {
     if (message.settings & 1 != 0) limits.body.bytes_max = message.seed;
     if (message.settings & 2 != 0) limits.body.memory_bytes_max = message.seed >> 2;
     const is_short = message.settings & 8 != 0;
-    buffer_memory.bytes_max = if (is_short) message.seed else std.math.maxInt(u64);
+    buffer_memory.bytes_max = if (is_short) 1 + @as(u64, message.seed) else std.math.maxInt(u64);
     var whole: Whole = .{ .end = message.bytes.len };
     const all: reading.Client = .{
         .bytes = message.bytes,
@@ -166,8 +166,7 @@ fn read_all(
     const exchange = pool.?.acquire() catch @panic("out of memory");
     defer {
         pool.?.release(exchange);
-        const left = buffer_memory.bytes.load(.monotonic);
-        expect(left == 0, "all memory that was counted is given back");
+        expect(buffer_memory.total() == 0, "all memory that was counted is given back");
     }
     // The pool gives it back its own length.
     exchange.bytes = exchange.own_bytes[0..buffer_bytes];

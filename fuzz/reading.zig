@@ -175,7 +175,6 @@ pub fn Reader(comptime Visitor: type) type {
             body.memory = try gathered.toOwnedSlice(self.gpa);
             body.memory_used = body.memory.len;
             body.storage = .heap;
-            body.buffer_memory = null; // which knows nothing of it
             body.mode = .gathered;
             self.take_back(pair[0]);
             return null;

@@ -32,8 +32,8 @@ def text_of(kind: str, address: str) -> str:
         )
     if kind == "buffers_full":
         return (
-            "limits.buffer_memory is reached: request bodies go on in temporary files, and no "
-            "response is made far ahead of its client (said once; "
+            "limits.buffer_memory is reached: large request bodies go on in temporary files, and "
+            "no response is made far ahead of its client (said once; "
             "serve_zig_buffer_memory_bytes tells how much is held)"
         )
     return f"{kind}: {peer}"

@@ -227,9 +227,11 @@ KEYS: tuple[Key, ...] = (
         "limits.buffer_memory",
         Size(MEBIBYTE, 8 * TEBIBYTE),
         256 * MEBIBYTE,
-        "How much of all bodies and responses together is held in memory; past it bodies go on in "
-        "temporary files whatever limits.body_memory allows, and at the most 64 KiB of a response "
-        "is ahead of its client. With twice as much no head longer than 16 KiB is taken: 503.",
+        "How much of all bodies and unsent responses together is held in memory; past it 64 KiB of "
+        "each: the rest of a body is in a temporary file, and a response is made no further ahead "
+        "of its client. Past twice as much, bodies of more than 16 KiB are answered 503. Heads of "
+        "more than 16 KiB have as much of their own; past it they are answered 503. A piece of a "
+        "response that stays where the application has it does not count.",
     ),
     Key(
         "limits.requests",

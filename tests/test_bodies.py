@@ -142,7 +142,7 @@ def test_responses_that_nobody_reads_are_bounded_together(serve: Servers) -> Non
             client.send(get("/"))
             assert client.head().status == 200
         time.sleep(0.5)  # for what the server might still make ahead of them
-        assert MIB / 2 < held_bytes() < MIB + len(clients) * MIB // 4
+        assert MIB / 2 < held_bytes() < MIB + len(clients) * 100_000
         for number in range(count):
             assert clients[0].chunk() == bytes([number % 251]) * piece
         assert clients[0].chunk() == b""

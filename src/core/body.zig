@@ -104,8 +104,9 @@ pub const Body = struct {
     /// `memory` is the start of the body; with `in_place` it is part of the exchange's buffer.
     memory: []u8 = &.{},
     memory_used: usize = 0,
-    /// Where that is counted.
+    /// Where memory is counted, and how much of this body's is.
     buffer_memory: ?*BufferMemory = null,
+    counted: usize = 0,
     /// What comes goes to the file from here.
     spills: bool = false,
     file: sys.Fd = sys.no_fd,
@@ -125,9 +126,7 @@ pub const Body = struct {
     const Storage = enum { in_place, heap, mapped };
 
     pub fn deinit(self: *Body, gpa: std.mem.Allocator) void {
-        if (self.storage != .in_place) {
-            if (self.buffer_memory) |memory| memory.remove(self.memory_used);
-        }
+        if (self.buffer_memory) |memory| memory.remove(self.counted);
         self.free_memory(gpa);
         if (self.file != sys.no_fd) sys.close(self.file);
         gpa.free(self.trailers);
@@ -167,7 +166,9 @@ pub const Body = struct {
                 if (length > limits.bytes_max) return error.TooLarge;
             },
             .chunked => {
+                if (!self.may_begin()) return error.OutOfMemory;
                 self.trailers = try gpa.alloc(u8, trailer_bytes_max);
+                self.count_memory(trailer_bytes_max);
                 self.decoder = .init(.{
                     .trailer_buffer = self.trailers,
                     .trailer_bytes_max = trailer_bytes_max,
@@ -184,6 +185,7 @@ pub const Body = struct {
         }
         self.mode = .gathered;
         if (self.decoder != null or self.fits_in_place(exchange)) return;
+        if (!self.may_begin()) return error.OutOfMemory;
         const bytes: usize = @intCast(@min(self.remaining, limits.memory_bytes_max));
         self.memory = try pages.alloc(u8, bytes);
         self.storage = .mapped;
@@ -242,19 +244,30 @@ pub const Body = struct {
 
     /// Memory of the body's own for bytes that come next; none when they go to the file.
     fn memory_room(self: *Body) []u8 {
-        const room = self.memory[self.memory_used..];
-        if (room.len == 0 or !self.may_hold()) self.spills = true;
-        return if (self.spills) &.{} else room;
-    }
-
-    fn may_hold(self: *const Body) bool {
-        return if (self.buffer_memory) |memory| memory.has_room() else true;
+        const end = @min(self.memory.len, self.share(self.memory.len));
+        if (end <= self.memory_used) self.spills = true;
+        return if (self.spills) &.{} else self.memory[self.memory_used..end];
     }
 
     /// The first `count` bytes of what `memory_room` gave have been written.
     fn hold(self: *Body, count: usize) void {
         self.memory_used += count;
-        if (self.buffer_memory) |memory| memory.add(count);
+        // Mapped memory takes none before it is written; the other kind is counted as a whole.
+        if (self.storage == .mapped) self.count_memory(count);
+    }
+
+    fn count_memory(self: *Body, count: usize) void {
+        const memory = self.buffer_memory orelse return;
+        memory.add(count);
+        self.counted += count;
+    }
+
+    fn share(self: *const Body, limit: usize) usize {
+        return if (self.buffer_memory) |memory| memory.share(limit) else limit;
+    }
+
+    fn may_begin(self: *const Body) bool {
+        return if (self.buffer_memory) |memory| memory.takes_bodies() else true;
     }
 
     /// Takes in what is in the exchange's buffer behind the head.
@@ -335,7 +348,7 @@ pub const Body = struct {
         limits: *const Limits,
     ) error{OutOfMemory}![]u8 {
         const is_full = self.memory_used == self.memory.len;
-        const may_grow = self.memory.len < limits.memory_bytes_max and self.may_hold();
+        const may_grow = self.memory.len < self.share(limits.memory_bytes_max);
         if (is_full and may_grow and !self.spills) try self.grow(gpa, limits.memory_bytes_max);
         const room = self.memory_room();
         return if (room.len > 0) room else scratch;
@@ -346,6 +359,7 @@ pub const Body = struct {
         if (self.storage == .in_place) {
             self.memory = try gpa.alloc(u8, @min(growing_bytes_first, bytes_max));
             self.storage = .heap;
+            self.count_memory(self.memory.len);
             return;
         }
         const larger = try pages.alloc(u8, bytes_max);

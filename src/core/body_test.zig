@@ -105,7 +105,7 @@ fn expect_gathered(case: Case, split: usize, step: usize) !void {
     const next = "GET /next HTTP/1.1\r\n";
     const both = try std.mem.concat(gpa, u8, &.{ message, next });
     defer gpa.free(both);
-    var buffer_memory: BufferMemory = .{ .bytes_max = case.buffer_memory_max };
+    var buffer_memory: BufferMemory = .init(case.buffer_memory_max);
     var pool: exchange_module.Pool = .{
         .gpa = gpa,
         .field_lines_max = 16,
@@ -122,12 +122,14 @@ fn expect_gathered(case: Case, split: usize, step: usize) !void {
     defer gpa.free(seen);
     try testing.expectEqualSlices(u8, content, seen);
     try testing.expect(exchange.body.memory_used <= @max(limits.memory_bytes_max, 16 * 1024));
-    // What came with the head, and one piece.
-    const held_max = case.buffer_memory_max +| 16 * 1024 +| step;
+    // Beside a share, one piece, and what every chunked body has.
+    const held_max = @max(case.buffer_memory_max, BufferMemory.each_bytes_min) +| step +| 24 * 1024;
     try testing.expect(buffer_memory.bytes.load(.monotonic) <= held_max);
+    try testing.expect(exchange.body.memory_used <= held_max);
+    const taken = exchange.body.file_length + exchange.body.memory_used;
+    try testing.expectEqual(case.size, taken);
     exchange.begin_next(gpa);
-    const grown = if (exchange.bytes.ptr == exchange.own_bytes.ptr) 0 else exchange.bytes.len;
-    try testing.expectEqual(grown, buffer_memory.bytes.load(.monotonic));
+    try testing.expectEqual(0, buffer_memory.bytes.load(.monotonic));
     const kept = exchange.bytes[0..exchange.received];
     try testing.expect(std.mem.startsWith(u8, next, kept));
     try testing.expectEqual(sys.no_fd, exchange.body.file);
@@ -139,7 +141,7 @@ test "body: gathered in every way from pieces of every size" {
         for ([_]usize{ 0, 1, 300, 5000, 50_000 }) |chunk_bytes| {
             if (chunk_bytes == 1 and size > 300) continue;
             for ([_]usize{ 0, 100, 17_000, 1 << 20 }) |memory_bytes_max| {
-                var case: Case = .{
+                const case: Case = .{
                     .size = size,
                     .chunk_bytes = chunk_bytes,
                     .memory_bytes_max = memory_bytes_max,
@@ -148,12 +150,48 @@ test "body: gathered in every way from pieces of every size" {
                     try expect_gathered(case, split, if (size <= 300) 1 else 977);
                     try expect_gathered(case, split, 100_000);
                 }
-                for ([_]u64{ 0, 100, 5_000 }) |buffer_memory_max| {
-                    case.buffer_memory_max = buffer_memory_max;
-                    try expect_gathered(case, 150, 977);
-                }
             }
         }
+    }
+}
+
+test "body: with little memory for all of them a share of each is in memory" {
+    for ([_]usize{ 20_000, 65_536, 65_537, 200_000 }) |size| {
+        for ([_]usize{ 0, 300, 50_000 }) |chunk_bytes| {
+            for ([_]u64{ 1, 9_000, 70_000, 1 << 20 }) |buffer_memory_max| {
+                const case: Case = .{
+                    .size = size,
+                    .chunk_bytes = chunk_bytes,
+                    .memory_bytes_max = 1 << 20,
+                    .buffer_memory_max = buffer_memory_max,
+                };
+                for ([_]usize{ 977, 100_000 }) |step| try expect_gathered(case, 150, step);
+            }
+        }
+    }
+}
+
+test "body: one that needs memory is refused when twice as much is held" {
+    for ([_][]const u8{ "Content-Length: 100000", "Transfer-Encoding: chunked" }) |framing| {
+        var buffer_memory: BufferMemory = .init(1000);
+        var pool: exchange_module.Pool = .{
+            .gpa = gpa,
+            .field_lines_max = 16,
+            .buffer_memory = &buffer_memory,
+        };
+        defer pool.deinit();
+        const exchange = try pool.acquire();
+        defer pool.release(exchange);
+        const head = "POST / HTTP/1.1\r\nHost: a\r\n{s}\r\n\r\n";
+        const text = try std.fmt.bufPrint(exchange.bytes, head, .{framing});
+        exchange.received = @intCast(text.len);
+        try testing.expect(try exchange.head.parse(text, head_limits));
+        const limits = limits_with(1 << 20, 1 << 20);
+        buffer_memory.add(2000);
+        try testing.expectError(error.OutOfMemory, exchange.body.begin(exchange, gpa, &limits));
+        buffer_memory.remove(1);
+        try exchange.body.begin(exchange, gpa, &limits);
+        buffer_memory.remove(1999);
     }
 }
 

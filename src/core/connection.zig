@@ -79,7 +79,7 @@ pub const Connection = struct {
     coming_back: bool = false,
     /// What it says of a client in forwarded fields is believed.
     trusted: bool = false,
-    /// Behind the last request came another before that one was answered.
+    /// Requests have come together since it was last idle.
     pipelines: bool = false,
     /// Which listener it came from.
     listener: u8 = 0,

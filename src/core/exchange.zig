@@ -48,8 +48,9 @@ pub const Exchange = struct {
     suspension: ?*Suspension = null,
     /// What the pool gave as `bytes`; empty while it has it back (`Pool.compact`).
     own_bytes: []u8,
-    /// Where what it holds beyond that is counted.
+    /// Where memory beyond that is counted, and how much of this head's is.
     buffer_memory: ?*BufferMemory = null,
+    counted: usize = 0,
     /// For metrics and logs.
     record: Record = .{},
     /// The server's own id of the request `id_number`.
@@ -119,23 +120,21 @@ pub const Exchange = struct {
         const needed = self.received + space;
         if (needed <= self.bytes.len) return;
         const size = std.math.ceilPowerOfTwo(usize, needed) catch return error.OutOfMemory;
+        if (self.buffer_memory) |memory| if (!memory.takes_heads()) return error.OutOfMemory;
         const larger = try gpa.alloc(u8, size);
         @memcpy(larger[0..self.received], self.bytes[0..self.received]);
         self.release_bytes(gpa);
-        self.take_bytes(larger);
-    }
-
-    fn take_bytes(self: *Exchange, larger: []u8) void {
         self.bytes = larger;
-        if (self.buffer_memory) |memory| memory.add(larger.len);
+        const memory = self.buffer_memory orelse return;
+        self.counted = larger.len;
+        memory.add_head(self.counted);
     }
 
     fn release_bytes(self: *Exchange, gpa: std.mem.Allocator) void {
-        if (self.bytes.ptr != self.own_bytes.ptr) {
-            if (self.buffer_memory) |memory| memory.remove(self.bytes.len);
-            gpa.free(self.bytes);
-        }
+        if (self.bytes.ptr != self.own_bytes.ptr) gpa.free(self.bytes);
         self.bytes = self.own_bytes;
+        if (self.buffer_memory) |memory| memory.remove_head(self.counted);
+        self.counted = 0;
     }
 
     /// Forgets the request that was answered and keeps what the client sent after it.
@@ -303,8 +302,9 @@ pub const Output = struct {
         const kept = self.kept_bytes();
         const pending = self.buffer[self.start..self.end];
         if (self.buffer.len - kept < space) {
-            const size = std.math.ceilPowerOfTwo(usize, kept + space) catch
-                return error.OutOfMemory;
+            // By a quarter, so that the limits on what is kept are nearly those on memory.
+            const needed = std.math.add(usize, kept, space) catch return error.OutOfMemory;
+            const size = needed +| needed / 4;
             const larger = try gpa.alloc(u8, size);
             @memcpy(larger[0..kept], pending);
             gpa.free(self.buffer);
@@ -395,7 +395,7 @@ pub const Pool = struct {
             .bytes = exchange.own_bytes,
             .field_lines = exchange.head.field_lines,
         };
-        exchange.take_bytes(bytes);
+        exchange.bytes = bytes;
         exchange.own_bytes = &.{};
         exchange.head.field_lines = lines;
         self.mutex.lock();

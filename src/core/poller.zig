@@ -642,7 +642,9 @@ pub const Poller = struct {
         if (!complete) return false;
         self.server.proxies.introduce(connection, parser.source);
         exchange.request_end = parser.header_bytes;
-        self.go_on(connection, exchange);
+        connection.state = .reading_head;
+        exchange.begin_next(self.server.gpa);
+        if (exchange.received > 0) self.begin_first(connection, exchange);
         self.read_on(connection, exchange);
         return true;
     }
@@ -669,9 +671,6 @@ pub const Poller = struct {
             if (count > 0 and self.parse(connection, exchange)) return;
             if (!connection.unread) break;
             if (exchange.received == exchange.bytes.len) {
-                if (!self.server.buffer_memory.has_room_for_heads()) {
-                    return self.refuse(connection, 503, "out_of_memory");
-                }
                 exchange.ensure_space(self.server.gpa, exchange_module.buffer_bytes) catch {
                     return self.refuse(connection, 503, "out_of_memory");
                 };
@@ -1058,9 +1057,14 @@ pub const Poller = struct {
 
     fn next_request(self: *Poller, connection: *Connection) void {
         const exchange = connection.exchange.?;
-        self.go_on(connection, exchange);
-        connection.pipelines = exchange.received > 0;
-        if (connection.pipelines and self.do_others_ask()) return self.put_behind(connection);
+        connection.state = .reading_head;
+        exchange.begin_next(self.server.gpa);
+        if (exchange.received > 0) {
+            connection.pipelines = true;
+            // It may have come long ago: what it waited for is the answer before it.
+            self.begin_record(exchange, sys.monotonic_ns());
+            if (self.do_others_ask()) return self.put_behind(connection);
+        }
         self.read_on(connection, exchange);
     }
 
@@ -1083,27 +1087,29 @@ pub const Poller = struct {
     fn take_pipelined(self: *Poller) void {
         const waited_ns = self.now_ns - self.pipelined_ns;
         if (self.do_others_ask() and waited_ns < pipelined_wait_ns) return;
-        var next = self.pipelined;
+        var newest = self.pipelined;
+        var oldest: ?*Connection = null;
+        while (newest) |connection| {
+            newest = connection.next_own;
+            connection.next_own = oldest;
+            oldest = connection;
+        }
         self.pipelined = null;
-        while (next) |connection| {
-            next = connection.next_own;
+        while (oldest) |connection| {
+            oldest = connection.next_own;
             connection.next_own = null;
             const seen = connection.turn.swap(0, .acq_rel);
             if (seen & Turn.readable != 0) connection.unread = true;
             if (seen & Turn.hangup != 0) connection.hangup = true;
-            self.read_on(connection, connection.exchange.?);
+            if (seen & Turn.broken != 0) {
+                self.mark_closing(connection);
+            } else {
+                self.read_on(connection, connection.exchange.?);
+            }
         }
     }
 
-    /// The next request's bytes are the first in the buffer, if there are any.
-    fn go_on(self: *Poller, connection: *Connection, exchange: *Exchange) void {
-        connection.state = .reading_head;
-        exchange.begin_next(self.server.gpa);
-        // It may have come long ago: what it waited for is the answer before it.
-        if (exchange.received > 0) self.begin_record(exchange, sys.monotonic_ns());
-    }
-
-    /// Reads a request of which a part may be in the buffer.
+    /// Reads a request whose first bytes may be in the buffer.
     fn read_on(self: *Poller, connection: *Connection, exchange: *Exchange) void {
         if (exchange.received > 0 and self.parse(connection, exchange)) return;
         if (exchange.is_blank()) {

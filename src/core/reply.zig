@@ -234,16 +234,17 @@ pub const Reply = struct {
         const output = &self.exchange.output;
         if (self.progress.too_long and output.pinned.len == 0) return error.BodyTooLong;
         const is_full = output.pinned.len > 0 or
-            output.kept_bytes() > self.ahead_max();
+            output.kept_bytes() > self.ahead_max(.parking);
         if (is_full) return .full;
         self.lend();
         return .more;
     }
 
-    /// How much may be ahead of the client.
-    fn ahead_max(self: *const Reply) usize {
+    /// How much may be ahead of the client before the producer parks, or its thread waits.
+    fn ahead_max(self: *const Reply, comptime then: enum { parking, waiting }) usize {
         const limit = self.limits.memory_bytes_max;
-        return if (self.exchange.buffer_memory) |memory| memory.ahead_max(limit) else limit;
+        const memory = self.exchange.buffer_memory orelse return limit;
+        return if (then == .parking) memory.share(limit) else memory.share_of_waiting(limit);
     }
 
     /// Whether the body can come from a file: its length is announced, or the head can still do so.
@@ -319,7 +320,7 @@ pub const Reply = struct {
         const written = self.head.written();
         const end = written.len - (size - count);
         try self.send(&.{written[end - count - head.len .. end]});
-        const is_full = self.exchange.output.kept_bytes() > self.ahead_max();
+        const is_full = self.exchange.output.kept_bytes() > self.ahead_max(.parking);
         return if (is_full) .full else .more;
     }
 
@@ -699,7 +700,7 @@ pub const Reply = struct {
         while (rest.len > 0) {
             var total: usize = 0;
             for (rest) |piece| total += piece.len;
-            if (output.kept_bytes() + total <= self.ahead_max()) {
+            if (output.kept_bytes() + total <= self.ahead_max(.waiting)) {
                 for (rest) |piece| {
                     output.append(self.gpa, piece.base[0..piece.len]) catch return self.fail();
                 }

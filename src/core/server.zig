@@ -316,7 +316,7 @@ pub const Server = struct {
             .gpa = gpa,
             .options = options,
             .body_limits = options.body_limits(),
-            .buffer_memory = .{ .bytes_max = options.buffer_memory_bytes },
+            .buffer_memory = .init(options.buffer_memory_bytes),
             .streams = .{ .max = options.threads / 2 },
             .application = application,
             .scheduler = scheduler,
@@ -497,7 +497,7 @@ pub const Server = struct {
             .threads_limit = self.options.threads,
             .queue_limit = self.options.queue,
             .connections_limit = self.options.connections,
-            .buffer_memory_bytes = self.buffer_memory.bytes.load(.monotonic),
+            .buffer_memory_bytes = self.buffer_memory.total(),
             .buffer_memory_limit_bytes = self.buffer_memory.bytes_max,
             .saturation = @as(f64, @floatFromInt(busy)) /
                 @as(f64, @floatFromInt(self.options.threads)),

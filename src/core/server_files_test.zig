@@ -165,6 +165,50 @@ test "server: a client that pipelines lets the others go first, and loses nothin
     for (0..count) |_| try greedy.expect_pattern(5);
 }
 
+test "server: a client that leaves while its next request lets others go first is not answered" {
+    var site: Site = undefined;
+    try site.start(calm, false, .wide);
+    defer site.deinit();
+    const server = site.fixture.server;
+    var greedy = try site.fixture.connect();
+    defer greedy.close();
+    var other = try site.fixture.connect();
+    defer other.close();
+    for (0..50) |_| try greedy.get("/s/5");
+    for (0..10) |_| server.poller.poll(false);
+    try other.get("/s/300");
+    while (!sys.may_be_ready(other.fd, .readable)) server.poller.poll(false);
+    try testing.expect(server.poller.pipelined != null);
+    const before = server.counts().requests;
+    greedy.reset();
+    sys.sleep_ms(2);
+    for (0..20) |_| server.poller.poll(false);
+    try testing.expectEqual(before, server.counts().requests);
+    try testing.expectEqual(1, server.counts().connections);
+    try testing.expectEqual(null, server.poller.pipelined);
+}
+
+test "server: clients that all pipeline do not wait for one another" {
+    var site: Site = undefined;
+    try site.start(calm, false, .wide);
+    defer site.deinit();
+    const server = site.fixture.server;
+    var clients: [4]Client = undefined;
+    for (&clients) |*client| client.* = try site.fixture.connect();
+    defer for (&clients) |*client| client.close();
+    var asked_ns: u64 = 0;
+    for (0..20) |round| {
+        for (&clients) |*client| try client.send("GET /s/5 HTTP/1.1\r\nHost: a\r\n\r\n" ** 3);
+        const before = server.counts().requests;
+        while (server.counts().requests < before + 3 * clients.len) server.poller.poll(false);
+        for (&clients) |*client| for (0..3) |_| try client.expect_pattern(5);
+        // In the first round it cannot be known of any.
+        if (round == 0) asked_ns = server.poller.asked_ns;
+        try testing.expectEqual(asked_ns, server.poller.asked_ns);
+    }
+    try testing.expect(asked_ns > 0);
+}
+
 fn send_all(client: *Client, bytes: []const u8) void {
     client.send(bytes) catch {};
 }

@@ -637,7 +637,7 @@ pub const Fixture = struct {
         const slots = server.poller.slots.in_use;
         const exchanges = server.pool.in_use;
         const parked = self.app.parked_count;
-        const buffered = server.buffer_memory.bytes.load(.monotonic);
+        const buffered = server.buffer_memory.total();
         self.destroy();
         try testing.expectEqual(self.mapped_before, kernel.mapped_bytes.load(.monotonic));
         try testing.expect(ended);
