@@ -237,8 +237,8 @@ KEYS: tuple[Key, ...] = (
         "limits.requests",
         Integer(0, 2**53),
         0,
-        "After so many requests the server drains and exits 0, for the orchestrator to replace "
-        "it; 0: never.",
+        "After so many requests, or a few more that are on their way, the server drains and exits "
+        "0, for the orchestrator to replace it; 0: never.",
     ),
     Key(
         "limits.requests_jitter",

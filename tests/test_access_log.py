@@ -214,6 +214,7 @@ def test_each_request_of_a_pipeline_has_a_line(json_log: Logged) -> None:
 def test_bytes_of_a_file_count(json_log: Logged, size: int) -> None:
     # Small ones are copied, large ones leave by sendfile.
     def sent(server: Server) -> float:
+        time.sleep(0.1)  # what has come may not have been counted yet
         return Metrics(server.exchange(get("/metrics")).body.decode()).value("bytes_sent")
 
     first, second = sent(json_log.server), sent(json_log.server)
@@ -461,14 +462,17 @@ def test_refused_requests_have_a_line_in_both_logs(json_log: Logged, text_log: L
         assert response.status == 400
         assert ID.fullmatch(response.value("X-Request-Id") or "")
         log.server.exchange(b"\x16\x03\x01")
-    first, second = json_log.records(2)
+        log.server.exchange(b"GET /new HTTP/2.0\r\nHost: a\r\n\r\n")
+    first, second, third = json_log.records(3)
+    assert (third["status"], third["target"], third["protocol"]) == (505, "/new", None)
     assert (first["status"], first["target"], first["thread"]) == (400, '/a"b', None)
     assert (second["method"], second["target"], second["protocol"]) == (None, None, None)
     record = json.loads(json_log.server.wait_log(r'.*"refused 400 bad_field_name".*')[0])
     assert list(record) == ["time", "level", "message", "reason", *FIELDS[1:]]
     assert (record["level"], record["reason"]) == ("info", "bad_field_name")
     assert record["request_id"] == first["request_id"]
-    first_line, second_line = text_log.lines(2)
+    first_line, second_line, third_line = text_log.lines(3)
+    assert '"GET /new" 505 ' in third_line
     assert '"GET /a\\"b HTTP/1.1" 400 ' in first_line
     assert '"-" 400 ' in second_line
     text_log.server.wait_log(

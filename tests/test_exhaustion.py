@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from serving import Server, Servers, wait_until
+from admin_client import AdminClient
+from serving import Server, Servers, free_port, wait_until
 from wire import Connection, all_closed, get, post
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="sets limits and reads /proc")
@@ -226,3 +227,15 @@ def test_silent_connections_make_room(serve: Servers) -> None:
             connection.expect_close()
         half.send(get("/ok")[20:])
         assert half.response().body == b"ok"
+
+
+def test_admin_answers_with_few_descriptors(serve: Servers) -> None:
+    """Fewer than it could have connections, which poll(2) would refuse to look at."""
+    bind = f"127.0.0.1:{free_port()}"
+    server = serve("echo:app", {"admin": {"bind": bind}}, prefix=limited(40))
+    admin = AdminClient(bind)
+    for _ in range(3):
+        assert admin.ask("/livez").status == 200
+    before = server.cpu_seconds()
+    time.sleep(0.5)
+    assert server.cpu_seconds() - before < 0.1

@@ -651,3 +651,39 @@ def test_chunked_uploads_together(serve: Servers) -> None:
             connection.send(b"0\r\n\r\n")
         for connection, body in zip(connections, bodies, strict=True):
             assert connection.response().json() == hashlib.sha256(body).hexdigest()
+
+
+def test_empty_lines_are_no_way_to_stay(serve: Servers) -> None:
+    """One may come before a request (RFC 9112 2.2), in one piece or in two; the next is refused."""
+    server = serve("echo:app", {"timeouts": {"keep_alive": 30, "head": 30}})
+    for pieces in (("\r\n\r\n",), ("\r\n", "\r\n"), ("\r", "\n", "\r"), ("\r\n\r", "\n")):
+        with server.connect() as connection:
+            for piece in pieces:
+                connection.offer(piece.encode())
+                time.sleep(0.05)
+            assert connection.response().status == 400, pieces
+            connection.expect_close()
+    for pieces in (("\r\n",), ("\r", "\n")):
+        with server.connect() as connection:
+            # After a request another one may come.
+            for _ in range(3):
+                for piece in pieces:
+                    connection.send(piece.encode())
+                    time.sleep(0.05)
+                connection.send(get("/"))
+                assert connection.response().status == 200
+
+
+def test_an_empty_line_is_followed_by_the_keep_alive_timeout(serve: Servers) -> None:
+    """Nothing has begun: no 408, whichever time is longer."""
+    for head, keep_alive in ((SHORT, 3 * SHORT), (30, SHORT)):
+        server = serve("echo:app", {"timeouts": {"keep_alive": keep_alive, "head": head}})
+        with server.connect() as connection:
+            connection.send(get("/"))
+            assert connection.response().status == 200
+            began = time.monotonic()
+            connection.send(b"\r")
+            time.sleep(0.05)
+            connection.send(b"\n")
+            connection.expect_close(within=keep_alive + GRACE)
+            assert seconds_since(began) > keep_alive * 0.75

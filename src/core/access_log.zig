@@ -51,15 +51,16 @@ const Fields = struct {
 const RequestLine = struct {
     method: []const u8,
     target: []const u8,
-    protocol: []const u8,
+    /// Null where none was named, or one that is not spoken here.
+    protocol: ?[]const u8,
 
     fn of(exchange: *const Exchange) RequestLine {
         const head = &exchange.head;
-        if (head.target.len == 0) return .{ .method = "", .target = "", .protocol = "" };
+        if (head.target.len == 0) return .{ .method = "", .target = "", .protocol = null };
         return .{
             .method = head.method.of(exchange.bytes),
             .target = head.target.of(exchange.bytes),
-            .protocol = switch (head.version) {
+            .protocol = if (!head.has_version()) null else switch (head.version) {
                 .http_1_0 => "HTTP/1.0",
                 .http_1_1 => "HTTP/1.1",
             },
@@ -87,8 +88,10 @@ pub fn put_combined(
         put_method(line, request.method);
         line.put(" ");
         line.put_escaped(request.target, .text, target_bytes_max);
-        line.put(" ");
-        line.put(request.protocol);
+        if (request.protocol) |protocol| {
+            line.put(" ");
+            line.put(protocol);
+        }
     } else {
         line.put("-");
     }
@@ -134,9 +137,9 @@ fn put_json_fields(line: *Line, connection: *const Connection, exchange: *Exchan
         put_method(line, request.method);
         line.put("\",\"target\":\"");
         line.put_escaped(request.target, .json, target_bytes_max);
-        line.put("\",\"protocol\":\"");
-        line.put(request.protocol);
-        line.put("\",\"status\":");
+        line.put("\",\"protocol\":");
+        put_json_text(line, request.protocol, field_bytes_max);
+        line.put(",\"status\":");
     } else {
         line.put("\",\"method\":null,\"target\":null,\"protocol\":null,\"status\":");
     }

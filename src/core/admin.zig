@@ -198,7 +198,8 @@ pub const Admin = struct {
         }
         self.take_answers();
         const first = 1 + self.listener_count;
-        for (self.connections, entries[first..]) |*connection, entry| {
+        const used = entries.len - first;
+        for (self.connections[0..used], entries[first..]) |*connection, entry| {
             if (entry.revents != 0) self.proceed(connection);
         }
         if (self.now_ms >= self.accept_after_ms) {
@@ -211,14 +212,17 @@ pub const Admin = struct {
 
     fn prepare(self: *Admin) []sys.PollEntry {
         const first = 1 + self.listener_count;
-        const entries = self.entries[0 .. first + self.connections.len];
+        // No more than there are descriptors: poll(2) refuses more than the process may open.
+        var used = self.connections.len;
+        while (used > 0 and self.connections[used - 1].state == .free) used -= 1;
+        const entries = self.entries[0 .. first + used];
         const accepts = self.now_ms >= self.accept_after_ms and self.find_room() != null;
         entries[0] = .{ .fd = self.wake_pair[0], .events = sys.poll_readable, .revents = 0 };
         for (self.listeners[0..self.listener_count], entries[1..first]) |fd, *entry| {
             const shown = if (accepts) fd else sys.no_fd;
             entry.* = .{ .fd = shown, .events = sys.poll_readable, .revents = 0 };
         }
-        for (self.connections, entries[first..]) |*connection, *entry| {
+        for (self.connections[0..used], entries[first..]) |*connection, *entry| {
             const events: i16 = switch (connection.state) {
                 .free, .waiting => 0,
                 .reading, .lingering => sys.poll_readable,

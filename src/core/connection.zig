@@ -79,6 +79,8 @@ pub const Connection = struct {
     coming_back: bool = false,
     /// What it says of a client in forwarded fields is believed.
     trusted: bool = false,
+    /// An empty line has come before the next request, and gone with its exchange.
+    has_skipped_line: bool = false,
     /// Requests have come together since it was last idle.
     pipelines: bool = false,
     /// Which listener it came from.

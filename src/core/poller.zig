@@ -663,6 +663,7 @@ pub const Poller = struct {
             return self.refuse(connection, 503, "out_of_memory");
         };
         connection.exchange = exchange;
+        if (fresh and connection.has_skipped_line) exchange.head.begin_after_empty_line();
         while (true) {
             const count = self.receive(connection, exchange.bytes[exchange.received..]) orelse
                 return;
@@ -677,7 +678,10 @@ pub const Poller = struct {
             }
         }
         if (exchange.is_blank()) {
+            // Not anew for nothing: an event need not mean that something came.
+            const came = exchange.received > 0;
             self.release_blank(connection, exchange);
+            if (came) self.set_deadline(connection, self.server.options.keep_alive_timeout_ms);
             if (connection.hangup) self.mark_closing(connection);
         } else if (connection.hangup) {
             self.mark_closing(connection); // the rest of the head will never come
@@ -699,8 +703,10 @@ pub const Poller = struct {
         exchange.record.begin(now_ns, self.request_count);
     }
 
-    /// No request was in progress: at the most an empty line came.
+    /// No request was in progress: at the most an empty line came, which is remembered. One is
+    /// allowed (RFC 9112 2.2), and a client that went on sending them would never be idle.
     fn release_blank(self: *Poller, connection: *Connection, exchange: *Exchange) void {
+        if (exchange.received > 0) connection.has_skipped_line = true;
         exchange.record.number = 0;
         self.server.pool.release(exchange);
         connection.exchange = null;
@@ -740,6 +746,7 @@ pub const Poller = struct {
             return true;
         };
         if (!complete) return false;
+        connection.has_skipped_line = false;
         if (connection.is_trusted()) exchange.believe(sys.realtime_ms());
         if (exchange.head.target_form == .authority_form) {
             // CONNECT: there is no tunnel here, and a 2xx from an application would promise one.

@@ -190,6 +190,21 @@ pub const RequestHead = struct {
             (self.state == .start or self.state == .request_line);
     }
 
+    /// Whether `version` is what the client said.
+    pub fn has_version(self: *const RequestHead) bool {
+        return switch (self.state) {
+            .start, .request_line => false,
+            .field_line, .complete => true,
+            .failed => self.failure != error.BadRequestLine and
+                self.failure != error.UnsupportedVersion,
+        };
+    }
+
+    /// After `reset`: the empty line that may come has been there already.
+    pub fn begin_after_empty_line(self: *RequestHead) void {
+        self.state = .request_line;
+    }
+
     /// Whether parse has returned true.
     pub fn is_complete(self: *const RequestHead) bool {
         return self.state == .complete;
@@ -639,6 +654,13 @@ test "one empty line before the request line, and no more" {
     try expect_refused(error.BareLineFeed, "\r\n\nGET / HTTP/1.1\r\nHost: a\r\n\r\n");
     try expect_refused(error.BareCarriageReturn, "\rGET / HTTP/1.1\r\nHost: a\r\n\r\n");
     try expect_refused(error.BareCarriageReturn, "\r\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n");
+    parsed.head.reset();
+    parsed.head.begin_after_empty_line();
+    try testing.expect(parsed.head.is_idle());
+    try testing.expectError(error.BadRequestLine, parsed.head.parse("\r", test_limits));
+    parsed.head.reset();
+    parsed.head.begin_after_empty_line();
+    try testing.expect(try parsed.head.parse(text[2..], test_limits));
 }
 
 test "methods are tokens" {
