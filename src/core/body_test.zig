@@ -97,6 +97,10 @@ fn make_message(case: Case, content: []u8) ![]u8 {
     return text.toOwnedSlice(gpa);
 }
 
+fn pool_with(buffer_memory: *BufferMemory) exchange_module.Pool {
+    return .{ .gpa = gpa, .field_lines_max = 16, .buffer_memory = buffer_memory };
+}
+
 fn expect_gathered(case: Case, split: usize, step: usize) !void {
     const content = try gpa.alloc(u8, case.size);
     defer gpa.free(content);
@@ -106,11 +110,7 @@ fn expect_gathered(case: Case, split: usize, step: usize) !void {
     const both = try std.mem.concat(gpa, u8, &.{ message, next });
     defer gpa.free(both);
     var buffer_memory: BufferMemory = .init(case.buffer_memory_max);
-    var pool: exchange_module.Pool = .{
-        .gpa = gpa,
-        .field_lines_max = 16,
-        .buffer_memory = &buffer_memory,
-    };
+    var pool = pool_with(&buffer_memory);
     defer pool.deinit();
     const exchange = try pool.acquire();
     defer pool.release(exchange);
@@ -174,11 +174,7 @@ test "body: with little memory for all of them a share of each is in memory" {
 test "body: one that needs memory is refused when twice as much is held" {
     for ([_][]const u8{ "Content-Length: 100000", "Transfer-Encoding: chunked" }) |framing| {
         var buffer_memory: BufferMemory = .init(1000);
-        var pool: exchange_module.Pool = .{
-            .gpa = gpa,
-            .field_lines_max = 16,
-            .buffer_memory = &buffer_memory,
-        };
+        var pool = pool_with(&buffer_memory);
         defer pool.deinit();
         const exchange = try pool.acquire();
         defer pool.release(exchange);

@@ -110,6 +110,14 @@ pub const Connection = struct {
         return @as(u64, self.generation) << 32 | self.index;
     }
 
+    /// The poller takes the connection back, with what it saw of it meanwhile, and is told that.
+    pub fn take_turn(self: *Connection) u32 {
+        const seen = self.turn.swap(0, .acq_rel);
+        if (seen & Turn.readable != 0) self.unread = true;
+        if (seen & Turn.hangup != 0) self.hangup = true;
+        return seen;
+    }
+
     /// Whether the client of the running request has gone, or at least will send no more. Its
     /// worker; the poller may not have heard of it yet.
     pub fn client_has_gone(self: *const Connection) bool {

@@ -351,9 +351,7 @@ pub const Poller = struct {
         while (oldest) |connection| {
             oldest = connection.next_handed_back;
             connection.next_handed_back = null;
-            const seen = connection.turn.swap(0, .acq_rel);
-            if (seen & Turn.readable != 0) connection.unread = true;
-            if (seen & Turn.hangup != 0) connection.hangup = true;
+            const seen = connection.take_turn();
             if (connection.coming_back) {
                 connection.coming_back = false;
                 // A client that never stops sending comes back each time before it can expire.
@@ -897,9 +895,7 @@ pub const Poller = struct {
 
     /// Answers 503 to a request that the queue did not take, or held for too long.
     fn shed(self: *Poller, connection: *Connection, reason: []const u8) void {
-        const seen = connection.turn.swap(0, .acq_rel);
-        if (seen & Turn.readable != 0) connection.unread = true;
-        if (seen & Turn.hangup != 0) connection.hangup = true;
+        _ = connection.take_turn();
         self.refuse_with(connection, .{ .status = 503, .reason = reason, .retry_after = 1 });
     }
 
@@ -1105,10 +1101,7 @@ pub const Poller = struct {
         while (oldest) |connection| {
             oldest = connection.next_own;
             connection.next_own = null;
-            const seen = connection.turn.swap(0, .acq_rel);
-            if (seen & Turn.readable != 0) connection.unread = true;
-            if (seen & Turn.hangup != 0) connection.hangup = true;
-            if (seen & Turn.broken != 0) {
+            if (connection.take_turn() & Turn.broken != 0) {
                 self.mark_closing(connection);
             } else {
                 self.read_on(connection, connection.exchange.?);

@@ -8,6 +8,7 @@ const static = @import("static.zig");
 const fixture_module = @import("server_fixture.zig");
 const Fixture = fixture_module.Fixture;
 const Client = fixture_module.Client;
+const Server = @import("server.zig").Server;
 const Options = @import("server.zig").Options;
 
 const gpa = testing.allocator;
@@ -132,57 +133,78 @@ test "server: a long pipeline of requests for files is answered in order" {
     try fixture.finish();
 }
 
+/// A server whose poller the test turns itself, a client that pipelines and one that does not.
+const Rivals = struct {
+    site: Site,
+    server: *Server,
+    greedy: Client,
+    other: Client,
+
+    fn begin(self: *Rivals) !void {
+        try self.site.start(calm, false, .wide);
+        errdefer self.site.deinit();
+        self.server = self.site.fixture.server;
+        self.greedy = try self.site.fixture.connect();
+        errdefer self.greedy.close();
+        self.other = try self.site.fixture.connect();
+    }
+
+    fn deinit(self: *Rivals) void {
+        self.other.close();
+        self.greedy.close();
+        self.site.deinit();
+    }
+
+    fn poll(self: *Rivals, times: usize) void {
+        for (0..times) |_| self.server.poller.poll(false);
+    }
+
+    /// Asks as one that waits for its answer.
+    fn ask_as_other(self: *Rivals) !void {
+        try self.other.get("/s/300");
+        while (!sys.may_be_ready(self.other.fd, .readable)) self.poll(1);
+        try self.other.expect_pattern(300);
+    }
+};
+
 test "server: a client that pipelines lets the others go first, and loses nothing by it alone" {
-    var site: Site = undefined;
-    try site.start(calm, false, .wide);
-    defer site.deinit();
-    const server = site.fixture.server;
-    var greedy = try site.fixture.connect();
-    defer greedy.close();
-    var other = try site.fixture.connect();
-    defer other.close();
+    var rivals: Rivals = undefined;
+    try rivals.begin();
+    defer rivals.deinit();
+    const server = rivals.server;
     const count = 400;
-    for (0..count) |_| try greedy.get("/s/5");
-    for (0..100) |_| server.poller.poll(false);
+    for (0..count) |_| try rivals.greedy.get("/s/5");
+    rivals.poll(100);
     const before = server.counts().requests;
     try testing.expect(before > 0);
 
     const began_ns = sys.monotonic_ns();
-    for (0..100) |_| {
-        try other.get("/s/300");
-        while (!sys.may_be_ready(other.fd, .readable)) server.poller.poll(false);
-        try other.expect_pattern(300);
-    }
+    for (0..100) |_| try rivals.ask_as_other();
     const elapsed_ms = (sys.monotonic_ns() - began_ns) / std.time.ns_per_ms;
     const between = server.counts().requests - before - 100;
     try testing.expect(between <= elapsed_ms + 2);
 
     // One for each turn again, as soon as nobody else asks.
     sys.sleep_ms(2);
-    for (0..50) |_| server.poller.poll(false);
+    rivals.poll(50);
     try testing.expect(server.counts().requests - before - 100 - between >= 49);
-    while (server.counts().requests < count + 100) server.poller.poll(false);
-    for (0..count) |_| try greedy.expect_pattern(5);
+    while (server.counts().requests < count + 100) rivals.poll(1);
+    for (0..count) |_| try rivals.greedy.expect_pattern(5);
 }
 
 test "server: a client that leaves while its next request lets others go first is not answered" {
-    var site: Site = undefined;
-    try site.start(calm, false, .wide);
-    defer site.deinit();
-    const server = site.fixture.server;
-    var greedy = try site.fixture.connect();
-    defer greedy.close();
-    var other = try site.fixture.connect();
-    defer other.close();
-    for (0..50) |_| try greedy.get("/s/5");
-    for (0..10) |_| server.poller.poll(false);
-    try other.get("/s/300");
-    while (!sys.may_be_ready(other.fd, .readable)) server.poller.poll(false);
+    var rivals: Rivals = undefined;
+    try rivals.begin();
+    defer rivals.deinit();
+    const server = rivals.server;
+    for (0..50) |_| try rivals.greedy.get("/s/5");
+    rivals.poll(10);
+    try rivals.ask_as_other();
     try testing.expect(server.poller.pipelined != null);
     const before = server.counts().requests;
-    greedy.reset();
+    rivals.greedy.reset();
     sys.sleep_ms(2);
-    for (0..20) |_| server.poller.poll(false);
+    rivals.poll(20);
     try testing.expectEqual(before, server.counts().requests);
     try testing.expectEqual(1, server.counts().connections);
     try testing.expectEqual(null, server.poller.pipelined);
