@@ -6,8 +6,11 @@ ever blocked: a process that the application starts would inherit the mask.
 
 from __future__ import annotations
 
+import _thread
 import os
 import signal
+import sys
+import time
 
 from serve_zig.errors import EXIT_FAILED, StartInterruptedError
 
@@ -15,6 +18,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
+
+# How long the interpreter has to leave the callback in which a stop signal was lost.
+_AGAIN_SECONDS = 0.01
 
 
 class Signals:
@@ -28,6 +34,9 @@ class Signals:
         self._is_reopening = False
         self._dumps = False
         self._phase = "starting"
+        self._comes_again = False
+        self._main_thread = 0
+        self._tells_unraisable = sys.unraisablehook
         self._process = os.getpid()
         self._announce: Callable[[], None] | None = None
         self._dump: Callable[[], None] | None = None
@@ -38,6 +47,8 @@ class Signals:
         ``dump`` is called for SIGUSR1 while the main loop does not run.
         """
         self._dump = dump
+        self._main_thread = _thread.get_ident()
+        self._tells_unraisable, sys.unraisablehook = sys.unraisablehook, self._unraisable
         signal.signal(signal.SIGTERM, self._stop)
         if self.obeys_interrupt:
             signal.signal(signal.SIGINT, self._stop)
@@ -55,6 +66,8 @@ class Signals:
         signal.set_wakeup_fd(wakeup_descriptor, warn_on_full_buffer=False)
         self._announce = announce
         self._phase = "serving"
+        if sys.unraisablehook == self._unraisable:
+            sys.unraisablehook = self._tells_unraisable
         if self.stops:
             raise StartInterruptedError
 
@@ -79,6 +92,11 @@ class Signals:
         if os.getpid() != self._process:
             _end_child(number)
             return
+        if self._comes_again:
+            self._comes_again = False
+            if self._phase == "starting":
+                raise StartInterruptedError
+            return
         self.stops.append(signal.Signals(number).name)
         if self._phase == "serving":
             if self._announce is not None:
@@ -88,6 +106,22 @@ class Signals:
             os._exit(EXIT_FAILED)
         if self._phase == "starting":
             raise StartInterruptedError
+
+    def _unraisable(self, unraisable: sys.UnraisableHookArgs) -> None:
+        """Let a stop signal come again that came in a finalizer or a callback of a weak reference.
+
+        Nothing can be raised out of those; the module system has one for every import.
+        """
+        if unraisable.exc_type is StartInterruptedError:
+            _thread.start_new_thread(self._come_again, ())
+        else:
+            self._tells_unraisable(unraisable)
+
+    def _come_again(self) -> None:
+        time.sleep(_AGAIN_SECONDS)
+        self._comes_again = True
+        # Not interrupt_main, which ends no system call that the main thread waits in.
+        signal.pthread_kill(self._main_thread, signal.SIGTERM)
 
     def _dump_later(self, number: int, frame: FrameType | None) -> None:
         self._dumps = True

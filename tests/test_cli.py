@@ -459,6 +459,48 @@ def test_signal_that_the_import_swallows_still_counts(project: Project) -> None:
     assert "SIGTERM: stopped before the server served" in server.log()
 
 
+@pytest.mark.parametrize("times", [1, 3])
+def test_signal_in_a_callback_ends_the_start_too(project: Project, times: int) -> None:
+    """Python can raise nothing out of a finalizer, nor out of the one of each import's lock."""
+    project.write(
+        f"""
+        import os, signal, time
+
+        class Last:
+            def __del__(self):
+                os.kill(os.getpid(), signal.SIGTERM)
+                for _ in range(1000):
+                    pass
+
+        class Busy:
+            def __del__(self):
+                time.sleep(0.3)
+
+        Last()
+        for _ in range({times} - 1):
+            Busy()
+        time.sleep(60)
+        """
+    )
+    server = project.start("--set", "log.level=error")
+    assert server.end() == 0
+    assert server.log() == ""
+
+
+def test_errors_of_finalizers_are_told_during_the_start(project: Project) -> None:
+    project.write(
+        """
+        class Broken:
+            def __del__(self):
+                raise ValueError("in a finalizer")
+
+        Broken()
+        raise SystemExit(3)
+        """
+    )
+    assert "ValueError: in a finalizer" in project.run().stderr
+
+
 def test_signal_that_breaks_the_import_is_no_failure_of_it(project: Project) -> None:
     project.write(
         """
