@@ -122,10 +122,12 @@ def test_an_attack_is_judged_by_the_medians(monkeypatch: pytest.MonkeyPatch) -> 
 
     def sample(alone: float, beside: float, p99: float) -> Any:
         before, during = (load.Figures(1, rate, 1.0, p99, 3.0, 0) for rate in (alone, beside))
-        return abuse.Sample("pipeline", before, during, 8.0, 9.0, 0.5, {})
+        control = load.Figures(1, 800.0, 1.0, p99, 3.0, 0)
+        return abuse.Sample("pipeline", before, during, control, 8.0, 9.0, 0.5, {})
 
     samples = [sample(1000, 100, 99.0), sample(1000, 850, 9.0), sample(100, 90, 2.0)]
     assert abuse.is_met(samples)
     assert abuse.row("what it does", samples)[2:5] == ["1,000", "100", "0.85"]
+    assert abuse.control_text(samples) == "0.12"
     assert not abuse.is_met([sample(1000, 790, 2.0)])
     assert not abuse.is_met([sample(1000, 1000, 10.0)])
