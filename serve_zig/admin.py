@@ -6,12 +6,13 @@ helper, which waits for the core without holding it.
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 
+from serve_zig import stderr
 from serve_zig.errors import EXIT_APPLICATION, ApplicationError
 from serve_zig.listeners import Listener, close_listeners, open_listeners
+from serve_zig.process_end import end_now
 from serve_zig.stacks import stack_of, threads_as_json
 
 TYPE_CHECKING = False
@@ -118,6 +119,5 @@ class Admin:
             f"{seconds:g} s; mend what hangs, or allow more",
             detail=f"The main thread is here (most recent call last):\n{stack}" if stack else "",
         )
-        sys.stderr.write(error.report())
-        sys.stderr.flush()
-        os._exit(EXIT_APPLICATION)
+        stderr.tell(error.report())
+        end_now(EXIT_APPLICATION)

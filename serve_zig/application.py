@@ -8,6 +8,7 @@ traceback is shown, without the launcher's frames.
 
 from __future__ import annotations
 
+import _thread
 import importlib
 import os
 import sys
@@ -36,6 +37,9 @@ _MESSAGE_CHARACTERS_MAX = 200
 _TAKES_ANY_NUMBER = 0x04
 _IS_COROUTINE = 0x80
 
+# As it is before the application is imported.
+_START_THREAD = _thread.start_new_thread
+
 _USUAL_NAMES = ("app", "application", "wsgi_app", "create_app", "make_app")
 
 
@@ -45,10 +49,27 @@ def load(target: Target, directory: str, place: str) -> Application:
     ``place`` says where ``app.target`` was written; each message begins with it. Raises
     ApplicationError.
     """
-    found = _find(target, directory, place)
-    if target.is_factory:
-        found = _call_factory(found, target, place)
+    try:
+        found = _find(target, directory, place)
+        if target.is_factory:
+            found = _call_factory(found, target, place)
+    finally:
+        # Also where it raised: threads that were there before may break in any way.
+        check_threads(place)
     return _check(found, target, place)
+
+
+def check_threads(place: str) -> None:
+    """Raise ApplicationError where threads are not the system's any more.
+
+    A worker would be a greenlet among others on the main thread, which waits in the core.
+    """
+    if _thread.start_new_thread is not _START_THREAD:
+        raise ApplicationError(
+            f"{place}: the application has put greenlets in the place of threads "
+            "(gevent.monkey.patch_all or eventlet.monkey_patch); serve-zig runs it on threads of "
+            "the system, so take that call out"
+        )
 
 
 def load_hook(target: Target, directory: str, place: str) -> Callable[[], object]:

@@ -6,16 +6,17 @@ A user's mistake ends in messages on stderr, never in a traceback.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import threading
 
+from serve_zig import stderr
 from serve_zig.application import load as load_application
 from serve_zig.config import FILE_DEFAULT, Config
 from serve_zig.config import load as load_config
 from serve_zig.errors import EXIT_DRAINED, ConfigError, LauncherError
 from serve_zig.hooks import Hook
 from serve_zig.init_process import run_as_init
+from serve_zig.process_end import end_now, end_soon
 from serve_zig.target import parse_target
 
 TYPE_CHECKING = False
@@ -52,10 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _run_command(given[0], given[1:])
         return _run(_parse(given))
     except LauncherError as error:
-        sys.stderr.write(error.report())
+        stderr.tell(error.report())
         return error.exit_status
     except KeyboardInterrupt:
-        sys.stderr.write("serve-zig: interrupted\n")
+        stderr.tell("serve-zig: interrupted\n")
         return _EXIT_INTERRUPTED
 
 
@@ -172,6 +173,9 @@ def _check(config: Config) -> int:
         load_application(target, config.text("app.directory"), config.place("app.target"))
         for path in ("app.startup", "app.shutdown"):
             Hook(config, path).load()
+    except LauncherError as error:
+        end_soon(error.exit_status)
+        raise
     finally:
         sys.stdout = stdout
     # TOML is UTF-8, whatever the terminal's encoding is.
@@ -179,5 +183,5 @@ def _check(config: Config) -> int:
     sys.stdout.flush()
     if any(not one.daemon for one in threading.enumerate() if one is not threading.main_thread()):
         # The import has started a thread, which the interpreter would wait for.
-        os._exit(EXIT_DRAINED)
+        end_now(EXIT_DRAINED)
     return EXIT_DRAINED

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import resource
 
-# For listeners, temporary files of request bodies, and what the application opens.
+# For listeners, the admin listener's clients, and what the application opens.
 HEADROOM = 256
+
+# A connection may have a file beside its socket: the one it is sent, or its body's.
+_FOR_EACH = 2
 
 
 def fit_connections(connections: int) -> int:
     """Return how many of ``connections`` this process may hold, at least 1.
 
-    Raises the soft limit on open files as far as that needs; no more, since the processes that the
-    application starts inherit it.
+    Raises the soft limit on open files as far as their sockets and files need; no more, since the
+    processes that the application starts inherit it.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = connections + HEADROOM
+    wanted = _FOR_EACH * connections + HEADROOM
     if soft != resource.RLIM_INFINITY and soft < wanted:
         raised = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         try:
@@ -24,6 +27,7 @@ def fit_connections(connections: int) -> int:
             # Some systems have a further limit than the one that they name (macOS).
             raised = soft
         soft = raised
-    if soft == resource.RLIM_INFINITY or soft >= wanted:
+    if soft == resource.RLIM_INFINITY:
         return connections
-    return max(1, soft - HEADROOM, soft // 2)
+    # Where there is no room for a file each, the sockets count: few clients have one.
+    return max(1, min(connections, max(soft - HEADROOM, soft // 2)))

@@ -32,6 +32,8 @@ def run_as_init() -> int | None:
     """
     if os.getpid() != 1:
         return None
+    # A parent may have had it ignored: then the kernel waits for the children, and tells nobody.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     waited_for = {*_PASSED_ON, signal.SIGCHLD}
     # Blocked and waited for instead of handled: PID 1 does nothing else, and none is lost.
     signal.pthread_sigmask(signal.SIG_BLOCK, waited_for)

@@ -9,10 +9,9 @@ writes its records (log_text.zig, access_log.zig) in the same ways.
 
 from __future__ import annotations
 
-import os
-import select
 import time
 
+from serve_zig import stderr
 from serve_zig.application_traceback import escape_controls, format_exception
 
 TYPE_CHECKING = False
@@ -23,13 +22,6 @@ if TYPE_CHECKING:
 
 LEVELS = ("error", "warning", "info")
 
-_STDERR = 2
-
-# A pipe that is ready takes so many bytes at once (PIPE_BUF on Linux).
-_PIPE_BYTES = 4096
-# How long a record waits for the log's reader before the server serves, and after it has.
-_PATIENCE_MS = 1000
-
 
 class Log:
     """Writes records of a level and above; any thread may call it."""
@@ -37,7 +29,7 @@ class Log:
     def __init__(self, level: str, form: str = "text") -> None:
         self._enabled = LEVELS[: LEVELS.index(level) + 1]
         self._is_json = form == "json"
-        self._write: Callable[[bytes], None] = _write
+        self._write: Callable[[bytes], None] = stderr.write
         self._server: Server | None = None
 
     def hand_over(self, server: Server) -> None:
@@ -50,7 +42,7 @@ class Log:
         server, self._server = self._server, None
         if server is not None:
             server.close_logs()
-        self._write = _write
+        self._write = stderr.write
 
     def info(self, message: str) -> None:
         """Record what happened as planned."""
@@ -93,12 +85,8 @@ class Log:
         what = message
         detail = ""
         if exception is not None:
-            what = f"{message}: {type(exception).__name__}" if message else type(exception).__name__
-            try:
-                detail = format_exception(exception)
-            except Exception as error:
-                # The exception's own __str__ may fail, and an import may for want of descriptors.
-                detail = f"(no traceback: {type(error).__name__})"
+            what = f"{message}: {_name(exception)}" if message else _name(exception)
+            detail = traceback_of(exception)
         if self._is_json:
             self.record(
                 "error",
@@ -126,6 +114,21 @@ def escape(text: str) -> str:
     return text.encode("unicode_escape").decode("ascii").replace('"', '\\"')
 
 
+def traceback_of(exception: BaseException) -> str:
+    """Return the application's traceback, or why there is none."""
+    try:
+        return format_exception(exception)
+    except BaseException as error:
+        # The exception's own __str__ may fail, and an import may for want of descriptors.
+        return f"(no traceback: {_name(error)})"
+
+
+def _name(exception: BaseException) -> str:
+    # Past a metaclass of the application, which may have a __name__ that raises.
+    name: str = type.__dict__["__name__"].__get__(type(exception))
+    return name
+
+
 def _one_line(text: str) -> str:
     return escape_controls(text).replace("\n", "\\n")
 
@@ -151,17 +154,3 @@ def _timestamp() -> str:
     now_ms = time.time_ns() // 1_000_000
     seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now_ms // 1000))
     return f"{seconds}.{now_ms % 1000:03d}Z"
-
-
-def _write(record: bytes) -> None:
-    # Past sys.stderr, which an application may have replaced or closed.
-    try:
-        reader = select.poll()
-        reader.register(_STDERR, select.POLLOUT)
-        while record:
-            if not reader.poll(_PATIENCE_MS):
-                return
-            record = record[os.write(_STDERR, record[:_PIPE_BYTES]) :]
-    except OSError:
-        # Nobody reads the log any more; that must not stop the server.
-        return

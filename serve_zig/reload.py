@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 
+from serve_zig import stderr
 from serve_zig.config import load
 from serve_zig.errors import EXIT_DRAINED, EXIT_FAILED, ConfigError, LauncherError
 from serve_zig.listeners import Listener, close_listeners, open_listeners
@@ -303,8 +304,7 @@ class _Supervisor:
         try:
             self._read_config()
         except LauncherError as error:
-            sys.stderr.write(error.report())
-            sys.stderr.flush()
+            stderr.tell(error.report())
             self._log.error("--reload: the config is wrong; waiting for a change")
             return
         read_end, self._lifeline = os.pipe()

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 
-from serve_zig import cgroup
+from serve_zig import cgroup, stderr
 from serve_zig.admin import Admin
 from serve_zig.application import load
 from serve_zig.config import ACCESS_WORDS
@@ -28,9 +28,10 @@ from serve_zig.errors import (
 from serve_zig.hooks import Hook
 from serve_zig.kinds import MEBIBYTE, size_text
 from serve_zig.listeners import Listener, close_listeners, open_listeners
-from serve_zig.logging import LEVELS, Log
+from serve_zig.logging import LEVELS, Log, traceback_of
 from serve_zig.memory import resident_bytes
 from serve_zig.notices import text_of
+from serve_zig.process_end import end_now, end_soon
 from serve_zig.signals import Signals
 from serve_zig.stacks import stack_of
 from serve_zig.static_tables import core_tables
@@ -46,8 +47,8 @@ if TYPE_CHECKING:
 
 # A signal ends the wait before that.
 _WAIT_MS = 60_000
-# For how long when there was no memory to act.
-_MEMORY_WAIT_MS = 100
+# For how long where what was to be done could not be done.
+_FAILED_WAIT_MS = 100
 
 # How often resident memory is looked at, where it has a limit.
 _MEMORY_PERIOD_MS = 1000
@@ -60,10 +61,6 @@ _DRAIN_GRACE_SECONDS = 0.25
 # stuck.
 _JOIN_SECONDS = 1.0
 _JOIN_SECONDS_HURRIED = 0.1
-
-# How long the interpreter may take to end after that: the application's atexit functions, and its
-# threads, for which the interpreter would wait without end.
-_EXIT_SECONDS = 10.0
 
 _OPTIONS = {
     "threads": "concurrency.threads",
@@ -137,6 +134,7 @@ def serve(config: Config) -> int:
             raise LauncherError(f"the core cannot start: {type(error).__name__}: {error}") from None
         log.hand_over(server)
         sys.setswitchinterval(config.seconds("concurrency.switch_interval"))
+        _take_back_signals(signals, log)
         signals.serving(server.wakeup_fd(), server.announce_drain)
         # No worker begins before `run.wait`: requests may hold the GIL, or need all the memory.
         _say_hello(config, listeners, admin, log)
@@ -153,14 +151,18 @@ def serve(config: Config) -> int:
         if telemetry is not None:
             telemetry.close()
         signals.ending()
-    except (StartInterruptedError, LauncherError):
+    except BaseException as error:
+        signals.ending()
         log.take_back()
         admin.close()
         # An import that a signal broke off may fail in the application's own way.
-        if not signals.stops:
-            raise
-        log.info(f"{signals.stops[0]}: stopped before the server served")
-        return EXIT_DRAINED
+        is_start = isinstance(error, (StartInterruptedError, LauncherError))
+        if is_start and signals.stops:
+            end_soon(EXIT_DRAINED, log)
+            log.info(f"{signals.stops[0]}: stopped before the server served")
+            return EXIT_DRAINED
+        end_soon(error.exit_status if isinstance(error, LauncherError) else EXIT_FAILED, log)
+        raise
     finally:
         close_listeners(listeners)
     have_ended = workers.join(_JOIN_SECONDS if status == EXIT_DRAINED else _JOIN_SECONDS_HURRIED)
@@ -169,10 +171,19 @@ def serve(config: Config) -> int:
         status = _shut_down(shutdown, status, config.seconds("timeouts.drain"), log)
     log.take_back()
     if not have_ended:
-        _exit(status)
+        end_now(status)
     admin.close()
-    _exit_within(_EXIT_SECONDS, status, log)
+    end_soon(status, log)
     return status
+
+
+def _take_back_signals(signals: Signals, log: Log) -> None:
+    replaced = signals.take_back()
+    if replaced:
+        log.warning(
+            f"the application has replaced the handling of {', '.join(replaced)}, which the server "
+            "has taken back; app.shutdown names what is to run at the end"
+        )
 
 
 def _say_hello(config: Config, listeners: list[Listener], admin: Admin, log: Log) -> None:
@@ -196,13 +207,13 @@ def _shut_down(shutdown: Hook, status: int, seconds: float, log: Log) -> int:
         stack = stack_of(threading.main_thread().ident or 0)
         log.error(f"app.shutdown takes longer than {seconds:g} s; the process ends now", stack)
         log.take_back()
-        _exit(EXIT_DRAIN_TIMEOUT)
+        end_now(EXIT_DRAIN_TIMEOUT)
 
     threading.Thread(target=give_up, name="serve-zig-shutdown", daemon=True).start()
     try:
         shutdown.run()
     except ApplicationError as error:
-        sys.stderr.write(error.report())
+        stderr.tell(error.report())
         return status or error.exit_status
     finally:
         done.set()
@@ -386,23 +397,29 @@ class _Run:
         self._memory_limit = config.integer("limits.memory")
         self._drains_at: float | None = None
         self._deadline: float | None = None
+        self._raised: list[BaseException] = []
 
     def wait(self) -> int:
         """Wait for the end, acting on signals and limits, and return the exit status."""
-        is_short_of_memory = False
+        # At once for signals that came during the start, which wake nobody.
+        timeout_ms = 1
         while True:
             try:
-                timeout_ms = _MEMORY_WAIT_MS if is_short_of_memory else self._timeout_ms()
                 if self._server.wait(timeout_ms):
                     break
+                timeout_ms = _FAILED_WAIT_MS
+                self._tell_raised()
                 status = self._act()
+                if status is not None:
+                    return status
+                timeout_ms = self._timeout_ms()
             except MemoryError:
                 # The application took it all, and may give it back: what is to be done waits.
-                is_short_of_memory = True
-                continue
-            if status is not None:
-                return status
-            is_short_of_memory = False
+                timeout_ms = _FAILED_WAIT_MS
+            except BaseException as error:
+                # Handlers of the application for other signals run in this thread.
+                timeout_ms = _FAILED_WAIT_MS
+                self._raised.append(error)
         if self._workers.has_failed:
             return EXIT_FAILED
         if self._deadline is None:
@@ -412,6 +429,19 @@ class _Run:
             return self._time_out()
         self._log.info("drained; the server ends")
         return EXIT_DRAINED
+
+    def _tell_raised(self) -> None:
+        """Log what a signal handler of the application raised; SystemExit drains the server."""
+        while self._raised:
+            error = self._raised[-1]
+            if isinstance(error, (SystemExit, KeyboardInterrupt)):
+                self._signals.stops.append(type(error).__name__)
+            else:
+                self._log.error(
+                    "a signal handler of the application raised; the server goes on",
+                    traceback_of(error),
+                )
+            self._raised.pop()
 
     def _act(self) -> int | None:
         """Do what is due, and return the exit status where that is the end."""
@@ -531,33 +561,3 @@ def _check_access_log(config: Config) -> None:
             f"({os.strerror(error.errno or 0)}); name a file that this user may write, "
             'or "stdout"'
         ) from None
-
-
-def _exit_within(seconds: float, status: int, log: Log) -> None:
-    """End the process if the interpreter has not ended it within so many seconds."""
-
-    def end() -> None:
-        time.sleep(seconds)
-        names = [
-            thread.name
-            for thread in threading.enumerate()
-            if not thread.daemon and thread is not threading.main_thread()
-        ]
-        log.warning(
-            f"the interpreter has not ended within {seconds:g} s (threads of the application: "
-            f"{', '.join(names) or 'none'}); the process ends now"
-        )
-        _exit(status)
-
-    threading.Thread(target=end, name="serve-zig-exit", daemon=True).start()
-
-
-def _exit(status: int) -> None:
-    """End the process beside threads that cannot be waited for."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except (OSError, ValueError):
-            # Closed, or nobody reads it any more: there is nothing to save.
-            continue
-    os._exit(status)

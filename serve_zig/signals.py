@@ -49,12 +49,24 @@ class Signals:
         self._dump = dump
         self._main_thread = _thread.get_ident()
         self._tells_unraisable, sys.unraisablehook = sys.unraisablehook, self._unraisable
-        signal.signal(signal.SIGTERM, self._stop)
-        if self.obeys_interrupt:
-            signal.signal(signal.SIGINT, self._stop)
+        self.take_back()
         signal.signal(signal.SIGHUP, self._reopen)
         signal.signal(signal.SIGUSR1, self._dump_later)
-        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+
+    def take_back(self) -> list[str]:
+        """Handle again what no server can leave to its application; return what it had replaced.
+
+        Without these a drain would never begin, or a client that goes away would end the process.
+        SIGHUP and SIGUSR1 an application may have for itself.
+        """
+        handlers: dict[signal.Signals, Callable[[int, FrameType | None], None] | signal.Handlers]
+        handlers = {signal.SIGTERM: self._stop, signal.SIGPIPE: signal.SIG_IGN}
+        if self.obeys_interrupt:
+            handlers[signal.SIGINT] = self._stop
+        replaced = [one for one, handler in handlers.items() if signal.getsignal(one) != handler]
+        for one in replaced:
+            signal.signal(one, handlers[one])
+        return [one.name for one in replaced]
 
     def serving(self, wakeup_descriptor: int, announce: Callable[[], None]) -> None:
         """From here on a stop signal is for the main loop to act on; ``announce`` is called first.
@@ -128,7 +140,11 @@ class Signals:
         if self._phase != "serving" and self._dump is not None:
             # The main loop does not run: the application is imported, or shuts down.
             self._dumps = False
-            self._dump()
+            try:
+                self._dump()
+            except Exception:
+                # It may need a module that is being imported just now: the main loop does it then.
+                self._dumps = True
 
 
 def _end_child(number: int) -> None:

@@ -194,7 +194,7 @@ class _Traced:
         self._application = application
         self._is_direct = is_direct
         self._tracer = tracer
-        self._log = log
+        self.log = log
         self._extract = propagate.extract
         self._getter = _fields_getter()
         self.attach = context.attach
@@ -208,7 +208,7 @@ class _Traced:
         try:
             request = self._begin(environ, start_response)
         except Exception as error:
-            self._log.error(f"telemetry: no span for a request: {type(error).__name__}: {error}")
+            self.log.error(f"telemetry: no span for a request: {type(error).__name__}: {error}")
             return self._application(environ, start_response)  # type: ignore[no-any-return]
         if not request.span.is_recording():
             # Not sampled: nothing is measured. The application's spans are told by the context,
@@ -292,7 +292,13 @@ class _Request:
         name = kind.__qualname__ if is_plain else f"{kind.__module__}.{kind.__qualname__}"
         if not self._has_begun:
             self._set_status(500)
-        self.span.record_exception(error)
+        try:
+            self.span.record_exception(error)
+        except Exception as other:
+            # The exception's own __str__ may fail; the span has its name all the same.
+            self._traced.log.error(
+                f"telemetry: an exception is not recorded: {type(other).__name__}"
+            )
         self.span.set_attribute("error.type", name)
         self.span.set_status(self._traced.error, name)
 

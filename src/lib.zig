@@ -182,6 +182,14 @@ pub const Admin = py.class(struct {
     }
 });
 
+/// Ends the process with a status after so many milliseconds, whatever the interpreter is doing.
+pub fn end_process(args: struct { after_ms: py.PyObject, status: py.PyObject }) !py.PyObject {
+    return object(server_object.end_process(
+        @ptrCast(args.after_ms.py),
+        @ptrCast(args.status.py),
+    ));
+}
+
 /// Version of this package, of Zig, and how the module was built.
 pub fn build_info() !py.PyObject {
     return object(server_object.build_info());

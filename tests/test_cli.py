@@ -33,6 +33,14 @@ def app(environ, start_response):
 
 LAUNCH = (sys.executable, "-m", "serve_zig")
 
+# The same, but it does not wait as long for what the application has left behind.
+IMPATIENT = (
+    sys.executable,
+    "-c",
+    "import sys, serve_zig.process_end as end; from serve_zig.cli import main; "
+    "end._END_SECONDS = 0.3; end._FLUSH_SECONDS = 0.3; sys.exit(main())",
+)
+
 # A record of the log: time, level, message.
 RECORD = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z (error|warning|info) \S.*")
 
@@ -516,6 +524,21 @@ def test_signal_that_breaks_the_import_is_no_failure_of_it(project: Project) -> 
     assert "stopped before the server served" in server.log()
 
 
+def test_stacks_that_cannot_be_told_during_the_import_are_told_after_it(project: Project) -> None:
+    project.write(
+        """
+        import os, signal, sys
+        sys.modules["traceback"] = None
+        os.kill(os.getpid(), signal.SIGUSR1)
+        del sys.modules["traceback"]
+        app = lambda environ, start_response: []
+        """
+    )
+    server = project.start()
+    server.wait_log("warning SIGUSR1: 0 requests in flight")
+    assert server.end(signal.SIGTERM) == 0
+
+
 def test_second_signal_during_the_import_ends_at_once(project: Project) -> None:
     project.write(
         """
@@ -578,6 +601,64 @@ def test_second_signal_ends_at_once(project: Project) -> None:
         assert server.end(signal.SIGINT) == 1
         assert time.monotonic() - began < 10
     assert "warning SIGINT: the second signal; the server stops at once" in server.log()
+
+
+def test_exception_out_of_a_signal_handler_of_the_application(project: Project) -> None:
+    """It is raised in the main thread, wherever that is; SystemExit drains as SIGTERM does."""
+    project.write(
+        """
+        import os, signal
+
+        def too_slow(number, frame):
+            raise TimeoutError("too slow")
+
+        def leave(number, frame):
+            raise SystemExit
+
+        signal.signal(signal.SIGALRM, too_slow)
+        signal.signal(signal.SIGUSR2, leave)
+
+        def app(environ, start_response):
+            os.kill(os.getpid(), getattr(signal, environ["PATH_INFO"][1:]))
+            start_response("200 OK", [])
+            return [b"sent"]
+        """
+    )
+    server = project.start()
+    for _ in range(2):
+        assert get(server.port(), "/SIGALRM") == b"sent"
+    server.wait_log("error a signal handler of the application raised; the server goes on")
+    server.wait_log("TimeoutError: too slow")
+    assert get(server.port(), "/SIGUSR2") == b"sent"
+    assert server.end() == 0
+    assert "info SystemExit: draining" in server.log()
+    assert server.log().endswith(" info drained; the server ends\n")
+
+
+@pytest.mark.parametrize("handler", ["lambda *_: None", "lambda *_: sys.exit(1)", "signal.SIG_DFL"])
+def test_application_may_not_keep_the_signals_of_the_server(project: Project, handler: str) -> None:
+    project.write(
+        HELLO
+        + f"""
+import signal, sys
+for one in (signal.SIGTERM, signal.SIGINT, signal.SIGPIPE):
+    signal.signal(one, {handler})
+"""
+    )
+    server = project.start()
+    server.wait_log("warning the application has replaced the handling of SIGTERM, SIGPIPE, SIGINT")
+    assert get(server.port()) == b"hello"
+    assert server.end(signal.SIGTERM) == 0
+    assert server.log().endswith(" info drained; the server ends\n")
+
+
+@pytest.mark.parametrize("broken", ["", "raise RuntimeError('cannot release un-acquired lock')"])
+def test_greenlets_for_threads_are_refused(project: Project, broken: str) -> None:
+    """What gevent.monkey.patch_all and eventlet.monkey_patch do; nothing would be answered."""
+    project.write(f"import _thread\n_thread.start_new_thread = lambda *_: None\n{broken}\n{HELLO}")
+    for arguments in ((), ("--check",)):
+        (line,) = fails(project.run(*arguments), 3)
+        assert "has put greenlets in the place of threads" in line
 
 
 def test_error_of_the_application_is_one_record(project: Project) -> None:
@@ -664,14 +745,77 @@ def test_threads_of_the_application_do_not_keep_the_process(project: Project) ->
         + "import threading, time\n"
         + "threading.Thread(target=time.sleep, args=[60], name='pump').start()\n"
     )
-    code = (
-        "import sys, serve_zig.runner as runner; from serve_zig.cli import main; "
-        "runner._EXIT_SECONDS = 0.3; sys.exit(main())"
-    )
-    server = project.start(command=(sys.executable, "-c", code))
+    server = project.start(command=IMPATIENT)
     server.port()
     assert server.end(signal.SIGTERM) == 0
     assert "(threads of the application: pump); the process ends now" in server.log()
+
+
+@pytest.mark.parametrize(
+    ("then", "arguments", "status"),
+    [
+        ("import missing_module", (), 3),
+        ("import missing_module", ("--check",), 3),
+        ("import os; os.kill(os.getpid(), 15)", (), 0),
+    ],
+)
+def test_threads_of_the_application_do_not_keep_a_start_that_failed(
+    project: Project, then: str, arguments: tuple[str, ...], status: int
+) -> None:
+    """Else whoever started the process would see one that runs."""
+    project.write(
+        "import threading, time\n"
+        "threading.Thread(target=time.sleep, args=[60], name='pump').start()\n" + then
+    )
+    server = project.start(*arguments, command=IMPATIENT)
+    assert server.end() == status
+    assert "(threads of the application: pump); the process ends now" in server.log()
+
+
+@pytest.mark.parametrize("stdout", ["None", "open(pipe[1], 'w')"])
+def test_streams_of_the_application_do_not_keep_the_process(project: Project, stdout: str) -> None:
+    """Neither none nor one into a full pipe, which the interpreter flushes at its very end."""
+    project.write(
+        HELLO
+        + f"""
+import os, sys
+pipe = os.pipe()
+os.set_blocking(pipe[1], False)
+try:
+    while True:
+        os.write(pipe[1], bytes(4096))
+except BlockingIOError:
+    os.set_blocking(pipe[1], True)
+sys.stdout = {stdout}
+if {stdout.startswith("open")}:
+    print("never read")
+"""
+    )
+    server = project.start(command=IMPATIENT)
+    server.port()
+    assert server.end(signal.SIGTERM) == 0
+
+
+def test_drain_that_timed_out_ends_with_any_stream(project: Project) -> None:
+    project.write(STUBBORN + "import sys\nsys.stdout = object()\n")
+    server = project.start("--set", "timeouts.drain=0.3")
+    with begin(server.port()):
+        server.wait_log("running")
+        assert server.end(signal.SIGTERM) == 4
+
+
+@pytest.mark.parametrize("stderr", ["None", "open(os.devnull, 'w')"])
+def test_errors_are_told_past_the_applications_streams(project: Project, stderr: str) -> None:
+    project.write(f"import os, sys\nsys.stderr = {stderr}\nraise RuntimeError('told')\n")
+    fails(project.run(), 3, detail=True)
+    project.write(
+        HELLO + f"import os, sys\ndef down():\n    sys.stderr = {stderr}\n"
+        "    raise RuntimeError('told')\n"
+    )
+    server = project.start("--set", "app.shutdown=hello:down")
+    server.port()
+    assert server.end(signal.SIGTERM) == 3
+    assert "RuntimeError: told" in server.log()
 
 
 def test_signal_after_the_drain_ends_at_once(project: Project) -> None:
@@ -828,9 +972,11 @@ def test_temporary_directory_follows_the_environment(
 @pytest.mark.parametrize(
     ("soft", "hard", "refused", "connections", "limit"),
     [
-        (20_000, 20_000, False, 10_000, 20_000),
-        (1024, 20_000, False, 10_000, 10_256),
-        (1024, -1, False, 10_000, 10_256),
+        (30_000, 30_000, False, 10_000, 30_000),
+        (1024, 30_000, False, 10_000, 20_256),
+        (1024, -1, False, 10_000, 20_256),
+        (1024, 12_000, False, 10_000, 12_000),
+        (10_000, 10_000, False, 9744, 10_000),
         (-1, -1, False, 10_000, -1),
         (1024, 4096, False, 3840, 4096),
         (1024, -1, True, 768, 1024),

@@ -312,8 +312,18 @@ def children_of(pid: int) -> dict[int, str]:
     return found
 
 
+# Starts a program whose children the kernel waits for, telling nobody.
+IGNORING = (
+    sys.executable,
+    "-c",
+    "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); "
+    "os.execv(sys.argv[1], sys.argv[1:])",
+)
+
+
 @pytest.mark.skipif(not can_unshare(), reason="no PID namespaces here (unshare --pid)")
-def test_pid_1(tmp_path: Path) -> None:
+@pytest.mark.parametrize("before", [(), IGNORING], ids=["", "SIGCHLD ignored"])
+def test_pid_1(tmp_path: Path, before: tuple[str, ...]) -> None:
     """Orphans are waited for, the application's own children are not, and signals do their work."""
     (tmp_path / "orphans.py").write_text(ORPHANS)
     with socket.socket() as probe:
@@ -325,7 +335,10 @@ def test_pid_1(tmp_path: Path) -> None:
     command = ["unshare", "--pid", "--fork", "--kill-child"]
     with open(tmp_path / "log", "wb") as log:
         outer = subprocess.Popen(
-            [*command, sys.executable, "-m", "serve_zig", "-c", str(tmp_path / "serve.toml")],
+            [
+                *(*command, *before),
+                *(sys.executable, "-m", "serve_zig", "-c", str(tmp_path / "serve.toml")),
+            ],
             stderr=log,
             cwd=REPOSITORY,
         )

@@ -229,6 +229,57 @@ def test_silent_connections_make_room(serve: Servers) -> None:
         assert half.response().body == b"ok"
 
 
+def test_admin_answers_without_descriptors(serve: Servers) -> None:
+    """Else an orchestrator would end a server that is alive, whose clients hold them all."""
+    bind = f"127.0.0.1:{free_port()}"
+    server = serve(
+        "exhausting:app",
+        {"admin": {"bind": bind}, "concurrency": {"threads": 2}},
+        prefix=limited(DESCRIPTORS),
+    )
+    admin = AdminClient(bind)
+    with held_back(server) as owner, all_closed([]) as waiting:
+        owner.send(get("/ok")[:-2])
+        for _ in range(30):
+            waiting.append(server.connect())
+            waiting[-1].send(get("/ok"))
+        waiting[0].expect_silence(0.3)
+        # Connections that persist take no more than what is held back.
+        with all_closed([]) as kept:
+            for _ in range(5):
+                kept.append(admin.connect())
+                kept[-1].send(get("/livez"))
+                assert kept[-1].response().status == 200
+                assert admin.ask("/readyz").status == 200
+                assert admin.ask("/metrics").status == 200
+        assert admin.ask("/livez").status == 200
+        waiting[0].expect_silence(0.1)
+        owner.send(b"\r\n")
+        assert owner.response().status == 200
+        give(owner, 40)
+
+
+def test_files_do_not_take_the_applications_descriptors(serve: Servers, tmp_path: Path) -> None:
+    """A client of a file holds two: limits.connections of them leave the application its own."""
+    (tmp_path / "large").write_bytes(bytes(8 << 20))
+    server = serve(
+        "exhausting:app",
+        {
+            "limits": {"connections": 300},
+            "static": [{"route": "/files", "directory": str(tmp_path)}],
+        },
+        prefix=["sh", "-c", 'ulimit -Sn 400; exec "$@"', "sh"],
+    )
+    with all_closed([server.connect(receive_buffer=4096) for _ in range(290)]) as readers:
+        for reader in readers:
+            reader.send(get("/files/large"))
+        wait_until(lambda: descriptors(server) > 580, 10, lambda: str(descriptors(server)))
+        with server.connect() as connection:
+            connection.send(get("/take"))
+            assert int(connection.response().body) > 200
+            give(connection, 300)
+
+
 def test_admin_answers_with_few_descriptors(serve: Servers) -> None:
     """Fewer than it could have connections, which poll(2) would refuse to look at."""
     bind = f"127.0.0.1:{free_port()}"

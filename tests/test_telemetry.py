@@ -802,6 +802,20 @@ def test_exception_of_any_kind_ends_the_span() -> None:
     assert not is_current()
 
 
+def test_exception_without_words_is_still_the_applications() -> None:
+    class SpeechlessError(Exception):
+        def __str__(self) -> str:
+            raise KeyError
+
+    def application(environ: Any, start_response: Any) -> Any:
+        raise SpeechlessError
+
+    direct = Direct(application)
+    with pytest.raises(SpeechlessError):
+        direct.call()
+    assert direct.ended() == 1
+
+
 @pytest.mark.parametrize("host", ["a:" + "9" * 50, "a:\u00b2", "[::1", "", ":", "\xff\xfe:80"])
 def test_odd_host_makes_no_odd_span(host: str) -> None:
     direct = Direct(lambda environ, start_response: [b"answered"])

@@ -34,6 +34,8 @@ const write_timeout_ms = 10_000;
 /// How long a refused client may take to read why.
 const linger_ms = 1000;
 const accept_pause_ms = 1000;
+/// Descriptors held back for probes: the clients of the application may take all others.
+const reserve_max = 2;
 /// How long the Python stacks are waited for.
 pub const stacks_timeout_ms = 1000;
 /// How long the helper has to say that the start takes too long, before it is said without it.
@@ -96,6 +98,7 @@ pub const Admin = struct {
     listeners: [listeners_max]sys.Fd = @splat(sys.no_fd),
     listener_count: usize,
     connections: []Connection,
+    reserve: [reserve_max]sys.Fd = @splat(sys.no_fd),
     entries: [1 + listeners_max + connections_max]sys.PollEntry = undefined,
     watch: health_module.Watch,
     watched_ms: u64 = 0,
@@ -186,9 +189,11 @@ pub const Admin = struct {
             if (connection.state != .free) self.close(connection);
         }
         for (self.listeners[0..self.listener_count]) |fd| sys.close(fd);
+        for (self.reserve) |fd| if (fd != sys.no_fd) sys.close(fd);
     }
 
     fn step(self: *Admin) void {
+        self.refill_reserve();
         const entries = self.prepare();
         sys.poll(entries, self.timeout_ms());
         self.now_ms = sys.monotonic_ms();
@@ -248,16 +253,30 @@ pub const Admin = struct {
 
     // ---- Connections ---------------------------------------------------------------------------
 
-    /// A free slot, or else the one that has been idle longest.
+    /// A free slot, or else one that is to be closed for it.
     fn find_room(self: *Admin) ?*Connection {
+        for (self.connections) |*connection| if (connection.state == .free) return connection;
+        return self.find_occupied();
+    }
+
+    /// The one that has been idle longest, or else the one that sends its head or takes its answer
+    /// most slowly: a probe does both at once, and must not wait for those.
+    fn find_occupied(self: *Admin) ?*Connection {
         var idle: ?*Connection = null;
+        var slow: ?*Connection = null;
         for (self.connections) |*connection| {
-            if (connection.state == .free) return connection;
-            const is_idle = connection.state == .reading and connection.received == 0;
-            if (!is_idle and connection.state != .lingering) continue;
-            if (idle == null or connection.deadline_ms < idle.?.deadline_ms) idle = connection;
+            const is_idle = switch (connection.state) {
+                .free, .waiting => continue,
+                .reading => connection.received == 0,
+                .writing => false,
+                .lingering => true,
+            };
+            const first = if (is_idle) &idle else &slow;
+            if (first.* == null or connection.deadline_ms < first.*.?.deadline_ms) {
+                first.* = connection;
+            }
         }
-        return idle;
+        return idle orelse slow;
     }
 
     fn accept(self: *Admin, listener: sys.Fd) void {
@@ -265,7 +284,14 @@ pub const Admin = struct {
             const accepted = sys.accept(listener) catch |err| switch (err) {
                 error.WouldBlock => return,
                 error.ConnectionGone => continue,
-                error.DescriptorsExhausted, error.OutOfMemory, error.Unexpected => {
+                error.DescriptorsExhausted => {
+                    // accept(2) says so before it looks whether anybody waits.
+                    if (!sys.may_be_ready(listener, .readable)) return;
+                    if (self.give_up_descriptor()) continue;
+                    self.accept_after_ms = self.now_ms + accept_pause_ms;
+                    return;
+                },
+                error.OutOfMemory, error.Unexpected => {
                     self.accept_after_ms = self.now_ms + accept_pause_ms;
                     return;
                 },
@@ -279,6 +305,26 @@ pub const Admin = struct {
             connection.head = .init(&connection.field_lines);
             connection.deadline_ms = self.now_ms + head_timeout_ms;
             self.proceed(connection);
+        }
+    }
+
+    /// Makes one free for a new client; false where there is none to give up.
+    fn give_up_descriptor(self: *Admin) bool {
+        for (&self.reserve) |*fd| {
+            if (fd.* == sys.no_fd) continue;
+            sys.close(fd.*);
+            fd.* = sys.no_fd;
+            return true;
+        }
+        const connection = self.find_occupied() orelse return false;
+        self.close(connection);
+        return true;
+    }
+
+    fn refill_reserve(self: *Admin) void {
+        if (self.listener_count == 0) return;
+        for (&self.reserve) |*fd| {
+            if (fd.* == sys.no_fd) fd.* = sys.duplicate(self.wake_pair[0]) orelse return;
         }
     }
 

@@ -121,6 +121,20 @@ test "admin: past its limit the connection that has been idle longest is closed"
     try clients[admin_module.connections_max].ask("/livez", 200, "alive\n");
 }
 
+test "admin: past its limit the slowest client makes room for a probe" {
+    for ([_][]const u8{ "GET /livez HT", "GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n" }) |bytes| {
+        var fixture = try Fixture.init(.{});
+        defer fixture.deinit();
+        var clients: [admin_module.connections_max]Client = undefined;
+        for (&clients) |*client| {
+            client.* = try fixture.connect();
+            try client.send(bytes);
+        }
+        defer for (&clients) |*client| client.close();
+        try fixture.expect("/livez", 200, "alive\n");
+    }
+}
+
 test "admin: stacks that do not come are not waited for" {
     var fixture = try Fixture.init(.{});
     defer fixture.deinit();

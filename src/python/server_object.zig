@@ -297,6 +297,20 @@ pub fn take_notice(handle: ?*anyopaque) capi.Error!*Object {
     return pair;
 }
 
+/// On a thread without Python: those that have one stand still once the interpreter is taken down.
+pub fn end_process(after_ms: *Object, exit_status: *Object) capi.Error!*Object {
+    const milliseconds = try read_integer(u32, after_ms, "after_ms");
+    const code = try read_integer(u8, exit_status, "status");
+    const thread = std.Thread.spawn(.{}, struct {
+        fn end(wait_ms: u32, with: u8) noreturn {
+            core.sys.sleep_ms(wait_ms);
+            core.sys.exit_now(with);
+        }
+    }.end, .{ milliseconds, code }) catch return capi.none();
+    thread.detach();
+    return capi.none();
+}
+
 pub fn build_info() capi.Error!*Object {
     const dict = try capi.owned(capi.PyDict_New());
     errdefer capi.drop(dict);
