@@ -216,6 +216,30 @@ def test_limit_on_requests(serve: Servers) -> None:
     assert "limits.requests: 20 requests have been answered: draining" in server.log()
 
 
+def test_limit_on_requests_is_reached_by_a_file(serve: Servers, tmp_path: Path) -> None:
+    """Also the last of them closes its connection only once the delay is over."""
+    (tmp_path / "file").write_bytes(b"in here")
+    config = {
+        "limits": {"requests": 3},
+        "timeouts": {"drain_delay": 0.5},
+        "static": [{"route": "/files", "directory": str(tmp_path)}],
+    }
+    server, admin = serve_with_admin(serve, "working:app", config)
+    with server.connect() as connection:
+        for _ in range(3):
+            connection.send(get("/files/file"))
+            response = connection.response()
+            assert response.body == b"in here"
+        assert not response.closes
+        assert admin.wait_ready(503) == "not ready: draining\n"
+        connection.send(get("/files/file"))
+        response = connection.response()
+        assert response.body == b"in here"
+        # As every response of the delay: connections end one by one, not all with the drain.
+        assert response.closes
+    assert server.wait() == 0
+
+
 def test_limit_on_requests_under_load(serve: Servers) -> None:
     """Those that come meanwhile are answered."""
     server = serve("working:app", {"limits": {"requests": 50}})

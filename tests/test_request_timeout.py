@@ -258,6 +258,20 @@ def test_slow_upload_does_not_count(answering: Pair) -> None:
     assert timeouts(admin) - before == 0
 
 
+def test_response_begins_while_a_thread_reads(answering: Pair) -> None:
+    """The thread that waits for the body keeps the poller from answering, not the worker."""
+    server, _ = answering
+    with server.connect() as connection:
+        whole = post("/answer_and_read", b"x" * 8, "Expect: 100-continue")
+        connection.send(whole[:-8])
+        assert connection.interim_response().status == 100
+        server.open_gate("answering")
+        assert connection.head().status == 200
+        assert connection.chunk() == b"begun, "
+        connection.send(whole[-8:])
+        assert connection.chunk() == b"x" * 8
+
+
 def test_many_at_once_and_others_beside_them(answering: Pair) -> None:
     """Overdue calls are answered one by one, and nobody else's response is touched."""
     server, admin = answering

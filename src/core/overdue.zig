@@ -83,12 +83,18 @@ pub const Call = struct {
 
     /// Before the answer is sent. False when the poller has answered.
     pub fn claim(self: *Call) bool {
-        return self.load().state == .speaking or self.move(.silent, .speaking);
+        return self.may_speak() or self.move(.silent, .speaking);
+    }
+
+    /// Also while another thread of the application waits for the body, having sent 100: the poller
+    /// leaves such a call alone, and its `end_interim` changes nothing any more.
+    fn may_speak(self: *Call) bool {
+        return self.load().state == .speaking or self.move(.sending, .speaking);
     }
 
     /// Before an interim response is sent. False when the poller has answered.
     pub fn begin_interim(self: *Call) bool {
-        return self.load().state == .speaking or self.move(.silent, .sending);
+        return self.may_speak() or self.move(.silent, .sending);
     }
 
     /// Where the client has not taken all of it, only the worker can go on.
@@ -291,4 +297,18 @@ test "overdue: an interim response is not interrupted" {
     try testing.expect(call.begin_interim());
     call.end_interim(true);
     try testing.expectEqual(State.speaking, call.load().state);
+}
+
+test "overdue: a response may begin while another thread waits for the body" {
+    var call: Call = .{};
+    var connection: Connection = .{ .index = 0 };
+    for ([_]*const fn (*Call) bool{ Call.claim, Call.begin_interim }) |speak| {
+        call.begin(&connection, false, 0);
+        try testing.expect(call.begin_interim());
+        try testing.expect(speak(&call));
+        // The thread has its body now.
+        call.end_interim(true);
+        try testing.expectEqual(State.speaking, call.load().state);
+        try testing.expect(!call.end());
+    }
 }

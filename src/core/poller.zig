@@ -137,6 +137,8 @@ pub const Poller = struct {
     request_count: u64 = 0,
     date: date_module.Date = .{},
     draining: bool = false,
+    /// When every slot was looked at last and no connection was idle.
+    nobody_idle_ms: u64 = 0,
     drain_began_ms: u64 = 0,
     drain_deadline_ms: u64 = 0,
     /// When a drain closes the listeners; null when they are closed, or before.
@@ -225,6 +227,7 @@ pub const Poller = struct {
         const server = self.server;
         // Nobody may have polled for a while.
         self.now_ms = sys.monotonic_ms();
+        const looks_again = self.now_ms <= self.nobody_idle_ms;
         self.take_handed_back();
         self.take_resumed();
         if (server.drain_requested.load(.acquire) and !self.draining) self.begin_drain();
@@ -234,7 +237,7 @@ pub const Poller = struct {
         if (self.draining) self.end_drain();
         const has_work = self.complete_count > 0 or self.has_resumed or self.for_files != null;
         self.has_resumed = false;
-        const timeout = if (has_work) 0 else self.timeout_ns();
+        const timeout = if (has_work) 0 else self.timeout_ns(looks_again);
         server.wants_idle.store(self.draining or self.is_waiting_for_room(), .seq_cst);
         server.waiting.store(true, .seq_cst);
         const must_not_wait = !may_wait or server.handed_back.load(.seq_cst) != null or
@@ -257,8 +260,10 @@ pub const Poller = struct {
     }
 
     /// Nanoseconds until something is to be done; null when nothing is to come.
-    fn timeout_ns(self: *Poller) ?u64 {
+    fn timeout_ns(self: *Poller, looks_again: bool) ?u64 {
         if (self.pipelined != null) return quiet_ns;
+        // Who may have become idle since has not been looked for.
+        if (looks_again and self.is_waiting_for_room()) return std.time.ns_per_ms;
         const ms = self.timeout_ms() orelse return null;
         return ms *| std.time.ns_per_ms;
     }
@@ -461,7 +466,7 @@ pub const Poller = struct {
 
     // ---- Accepting -----------------------------------------------------------------------------
 
-    fn wants_to_accept(self: *const Poller) bool {
+    fn wants_to_accept(self: *Poller) bool {
         if (self.draining) return false;
         for (self.listeners) |listener| if (listener.unread) return !self.is_full();
         return false;
@@ -474,7 +479,7 @@ pub const Poller = struct {
         return false;
     }
 
-    fn is_full(self: *const Poller) bool {
+    fn is_full(self: *Poller) bool {
         return self.slots.in_use == self.slots.connections.len and self.find_idle() == null;
     }
 
@@ -585,8 +590,13 @@ pub const Poller = struct {
 
     /// The connection that has been idle longest, to make room for a new one. Null also when an
     /// event of that one is on its way: it may have a request, or have ended and make room itself.
-    fn find_idle(self: *const Poller) ?*Connection {
-        const connection = self.find_longest_idle() orelse return null;
+    fn find_idle(self: *Poller) ?*Connection {
+        // Every slot is looked at: once in a millisecond, not several times for each poll.
+        if (self.now_ms <= self.nobody_idle_ms) return null;
+        const connection = self.find_longest_idle() orelse {
+            self.nobody_idle_ms = self.now_ms;
+            return null;
+        };
         if (!sys.may_be_ready(connection.fd, .readable)) return connection;
         connection.unread = true; // so that it does not stand in the way again
         return null;
@@ -917,7 +927,7 @@ pub const Poller = struct {
         const server = self.server;
         const limit = server.options.requests_per_connection;
         const head = &exchange.head;
-        const persists = !self.draining and head.persistent and exchange.body.complete and
+        const persists = !server.draining.load(.acquire) and head.persistent and exchange.body.complete and
             (limit == 0 or connection.requests +| 1 < limit);
         const persistence: response_head.Persistence = if (!persists)
             .close
@@ -934,7 +944,7 @@ pub const Poller = struct {
         }, self.scratch) orelse return self.make_ready_for_application(connection, exchange);
         connection.requests +|= 1;
         connection.active_ns = self.now_ms * std.time.ns_per_ms;
-        _ = server.requests.fetchAdd(1, .monotonic);
+        server.count_answered();
         connection.state = .writing;
         connection.after = if (persists) .keep else .close;
         self.set_deadline(connection, server.options.write_timeout_ms);

@@ -748,7 +748,7 @@ pub const Server = struct {
         self.hand_back(connection);
     }
 
-    fn count_answered(self: *Server) void {
+    pub fn count_answered(self: *Server) void {
         const before = self.requests.fetchAdd(1, .monotonic);
         if (before +% 1 == self.options.requests_limit) self.tell_launcher();
     }

@@ -1,5 +1,6 @@
 """Handlers that take too long in different ways, and say what became of them."""
 
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from wsgiref.types import StartResponse, WSGIEnvironment
@@ -41,11 +42,25 @@ def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[byt
         return suspended(environ, start_response, seconds)
     elif path == "/suspended":
         return suspended(environ, start_response, 0.0, round(seconds * 1000))
+    elif path == "/answer_and_read":
+        return answer_and_read(environ, start_response)
     elif path == "/read":
         environ["wsgi.input"].read()
     events.record("done", path=path)
     start_response("200 OK", PLAIN)
     return [f"done {path}".encode()]
+
+
+def answer_and_read(environ: WSGIEnvironment, start_response: StartResponse) -> Iterator[bytes]:
+    """Begin the response while a thread reads the body, and end it with what that has read."""
+    read: list[bytes] = []
+    reader = threading.Thread(target=lambda: read.append(environ["wsgi.input"].read()))
+    reader.start()
+    events.wait_gate("answering", 20)
+    start_response("200 OK", PLAIN)
+    yield b"begun, "
+    reader.join()
+    yield from read
 
 
 def sleep_in_steps(seconds: float, path: str) -> None:
