@@ -67,6 +67,13 @@ class Admin:
         self._helper = threading.Thread(target=self._help, name="serve-zig-admin", daemon=True)
         self._helper.start()
 
+    def close_in_child(self) -> None:
+        """In a forked process: close its copies of the descriptors."""
+        for listener in self._listeners:
+            listener.close()
+        if self._core is not None:
+            self._core.close_in_child()
+
     def stage(self, name: str) -> None:
         """Say where the process is: importing, startup, starting, serving or shutdown."""
         if self._core is not None:

@@ -17,6 +17,7 @@ from serve_zig import stderr
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import NoReturn
 
     from serve_zig.logging import Log
 
@@ -55,7 +56,7 @@ def end_soon(status: int, log: Log | None = None) -> None:
     _start(end, "serve-zig-exit")
 
 
-def end_now(status: int) -> None:
+def end_now(status: int) -> NoReturn:
     """End the process beside threads that cannot be waited for."""
     flushing = _start(_flush, "serve-zig-flush")
     if flushing is not None:

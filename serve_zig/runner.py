@@ -25,6 +25,7 @@ from serve_zig.errors import (
     LauncherError,
     StartInterruptedError,
 )
+from serve_zig.forks import Forks
 from serve_zig.hooks import Hook
 from serve_zig.kinds import MEBIBYTE, size_text
 from serve_zig.listeners import Listener, close_listeners, open_listeners
@@ -97,6 +98,7 @@ def serve(config: Config) -> int:
     signals = Signals()
     listeners: list[Listener] = []
     admin = Admin(config)
+    forks = Forks(admin)
     shutdown = Hook(config, "app.shutdown")
     try:
         signals.install(lambda: dump_threads(log))
@@ -109,6 +111,7 @@ def serve(config: Config) -> int:
             config.integer("listen.unix_mode"),
             config.place("listen.bind"),
         )
+        forks.listeners = listeners
         target = parse_target(config.text("app.target"))
         telemetry = open_telemetry(config, log)
         application = load(target, config.text("app.directory"), config.place("app.target"))
@@ -132,6 +135,7 @@ def serve(config: Config) -> int:
             server = server_type(options, sockets, application, log.report)
         except (OSError, ValueError, RuntimeError, MemoryError) as error:
             raise LauncherError(f"the core cannot start: {type(error).__name__}: {error}") from None
+        forks.server = server
         log.hand_over(server)
         sys.setswitchinterval(config.seconds("concurrency.switch_interval"))
         _take_back_signals(signals, log)

@@ -94,6 +94,12 @@ pub const Server = py.class(struct {
         return object(server_object.close_logs(self.handle));
     }
 
+    /// In a forked process: closes its copies of the descriptors. What it has of the server then
+    /// does nothing; a handler that returns there ends the process.
+    pub fn close_in_child(self: *const Self) !py.PyObject {
+        return object(server_object.close_in_child(self.handle));
+    }
+
     /// All metrics in OpenMetrics' text format.
     pub fn metrics_text(self: *const Self) !py.PyObject {
         return object(server_object.metrics_text(self.handle));
@@ -153,6 +159,11 @@ pub const Admin = py.class(struct {
     /// Where the process is between its start and its end.
     pub fn stage(self: *const Self, args: struct { name: py.PyObject }) !py.PyObject {
         return object(admin_object.stage(self.handle, @ptrCast(args.name.py)));
+    }
+
+    /// In a forked process: closes its copies of the descriptors.
+    pub fn close_in_child(self: *const Self) !py.PyObject {
+        return object(admin_object.close_in_child(self.handle));
     }
 
     /// From here on the answers are about this server.

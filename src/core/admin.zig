@@ -181,6 +181,14 @@ pub const Admin = struct {
         self.thread = null;
     }
 
+    /// In a process that was forked from the server's, as `Poller.close_in_child`.
+    pub fn close_in_child(self: *Admin) void {
+        for (self.listeners[0..self.listener_count]) |fd| sys.close(fd);
+        for (self.connections) |*connection| {
+            if (connection.state != .free) sys.close(connection.fd);
+        }
+    }
+
     // ---- The thread ----------------------------------------------------------------------------
 
     fn run(self: *Admin) void {

@@ -1350,6 +1350,20 @@ pub const Poller = struct {
         listener.* = .{ .fd = sys.no_fd, .is_shared = false };
     }
 
+    /// In a process that was forked from the server's, which has a copy of every descriptor: what
+    /// the server closes would stay open, and the kernel would tell no client of it.
+    pub fn close_in_child(self: *Poller) void {
+        self.reactor.deinit();
+        for (self.listeners) |*listener| close_copy(&listener.fd);
+        for (self.slots.touched()) |*connection| close_copy(&connection.fd);
+    }
+
+    /// Whatever is done with it from now on fails, and touches no other file.
+    fn close_copy(fd: *sys.Fd) void {
+        if (fd.* != sys.no_fd) sys.close(fd.*);
+        fd.* = sys.no_fd;
+    }
+
     /// Closes the connections that have been idle for a moment, of which the drain's begin is the
     /// first.
     fn close_idle(self: *Poller) void {

@@ -187,6 +187,7 @@ pub const Crew = struct {
         if (exchange.body.mode != .streamed) {
             return exchange.body.read(exchange, fd, destination, limits, interlude);
         }
+        if (self.server.is_child) return error.ClientGone;
         // The client may be told to go on, which must not come behind an answer of the poller's.
         if (self.server.limits_calls() and !self.call.begin_interim()) return error.ClientGone;
         defer if (self.server.limits_calls()) self.call.end_interim(true);
@@ -255,6 +256,8 @@ pub const Server = struct {
     receive_by_ms: std.atomic.Value(u64) = .init(std.math.maxInt(u64)),
     /// Responses say that the connection will be closed.
     draining: std.atomic.Value(bool) = .init(false),
+    /// This process was forked from the server's: set while it has but one thread.
+    is_child: bool = false,
     outcome: std.atomic.Value(Outcome) = .init(.serving),
     /// The launcher waits for the outcome, and has nothing more to prepare.
     attended: std.Thread.ResetEvent = .{},
@@ -429,6 +432,12 @@ pub const Server = struct {
     pub fn tell_launcher(self: *Server) void {
         // A full pipe has told it already.
         _ = sys.send(self.outcome_pipe[1], "x") catch {};
+    }
+
+    /// In a process that was forked from the server's: there it can do nothing any more.
+    pub fn close_in_child(self: *Server) void {
+        self.is_child = true;
+        self.poller.close_in_child();
     }
 
     /// The first outcome counts.

@@ -41,6 +41,12 @@ pub fn stage(handle: ?*anyopaque, name: *Object) capi.Error!*Object {
     return capi.none();
 }
 
+pub fn close_in_child(handle: ?*anyopaque) capi.Error!*Object {
+    const admin = try admin_of(handle);
+    admin.close_in_child();
+    return capi.none();
+}
+
 pub fn serve(handle: ?*anyopaque, server: ?*anyopaque) capi.Error!*Object {
     const admin = try admin_of(handle);
     admin.serve(try server_object.server_of(server));

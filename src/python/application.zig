@@ -355,6 +355,7 @@ pub const Bridge = struct {
             handles.step,
             end,
         );
+        if (crew.server.is_child) end_child(null);
         handles.close_for_good();
         const asked_for = suspend_module.take(handles.call);
         const is_own = seat.handles == handles;
@@ -754,6 +755,7 @@ pub const Bridge = struct {
             error.Raised => {
                 const exception = capi.take_exception();
                 defer capi.drop_maybe(exception);
+                if (crew.server.is_child) end_child(exception);
                 const is_clients = is_client_failure(crew) and is_os_error(exception);
                 if (!is_clients) {
                     self.report_trouble(crew, exception);
@@ -767,6 +769,20 @@ pub const Bridge = struct {
             return;
         }
         answer_error(reply, "500 Internal Server Error") catch reply.abort();
+    }
+
+    /// The application has forked this process, and comes back in it from its handler: there is
+    /// nothing to come back to.
+    fn end_child(exception: ?*Object) noreturn {
+        const end: ?*Object = null;
+        if (capi.PyImport_ImportModule("serve_zig.forks")) |module| {
+            if (capi.PyObject_GetAttrString(module, "end_child")) |function| {
+                const given = exception orelse capi.none();
+                _ = capi.PyObject_CallFunctionObjArgs(function, given, end);
+            }
+        }
+        // For want of memory, say: there is nobody left to tell.
+        core.sys.exit_now(1);
     }
 
     /// Whether an OSError of the application may be one that the client has caused, which it could

@@ -297,6 +297,12 @@ pub fn take_notice(handle: ?*anyopaque) capi.Error!*Object {
     return pair;
 }
 
+pub fn close_in_child(handle: ?*anyopaque) capi.Error!*Object {
+    const server = try server_of(handle);
+    server.close_in_child();
+    return capi.none();
+}
+
 /// On a thread without Python: those that have one stand still once the interpreter is taken down.
 pub fn end_process(after_ms: *Object, exit_status: *Object) capi.Error!*Object {
     const milliseconds = try read_integer(u32, after_ms, "after_ms");

@@ -1,0 +1,64 @@
+"""Processes that the application forks, which have a copy of everything that the server has.
+
+Without the work here a client would not see that the server has closed its connection, the port
+would stay taken after the server's end, and a handler that comes back in such a process would
+answer requests there.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+from serve_zig import stderr
+from serve_zig.errors import EXIT_DRAINED, EXIT_FAILED
+from serve_zig.logging import traceback_of
+from serve_zig.process_end import end_now
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+    from serve_zig._core import Server
+    from serve_zig.admin import Admin
+    from serve_zig.listeners import Listener
+
+
+class Forks:
+    """Closes in a forked process what is the server's alone."""
+
+    def __init__(self, admin: Admin) -> None:
+        self.listeners: list[Listener] = []
+        self.server: Server | None = None
+        self._admin = admin
+        os.register_at_fork(after_in_child=self._close)
+
+    def _close(self) -> None:
+        # Else a signal for the child would wake the server's main loop.
+        if threading.current_thread() is threading.main_thread():
+            signal.set_wakeup_fd(-1)
+        for listener in self.listeners:
+            listener.close()
+        self._admin.close_in_child()
+        if self.server is not None:
+            self.server.close_in_child()
+
+
+def end_child(exception: BaseException | None) -> NoReturn:
+    """End a forked process that has come back from its handler; called by the core."""
+    status = EXIT_FAILED
+    if exception is None:
+        stderr.tell(
+            f"serve-zig: error: a process that the application forked (pid {os.getpid()}) has "
+            "returned from its handler; it ends here, as os._exit would have ended it\n"
+        )
+    elif not isinstance(exception, SystemExit):
+        stderr.tell(traceback_of(exception))
+    elif exception.code is None:
+        status = EXIT_DRAINED
+    elif isinstance(exception.code, int):
+        status = exception.code & 0xFF
+    else:
+        stderr.tell(f"{exception.code}\n")
+    end_now(status)
