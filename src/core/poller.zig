@@ -927,7 +927,8 @@ pub const Poller = struct {
         const server = self.server;
         const limit = server.options.requests_per_connection;
         const head = &exchange.head;
-        const persists = !server.draining.load(.acquire) and head.persistent and exchange.body.complete and
+        const persists = !server.draining.load(.acquire) and head.persistent and
+            exchange.body.complete and
             (limit == 0 or connection.requests +| 1 < limit);
         const persistence: response_head.Persistence = if (!persists)
             .close

@@ -1,6 +1,5 @@
 """Handlers that fork, and children that go on in the ways that children do."""
 
-import multiprocessing
 import os
 import sys
 import threading
@@ -18,10 +17,12 @@ def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[byt
         case "/pid":
             pass
         case "/waits":
-            # As the module multiprocessing forks: until the gate is open.
-            process = multiprocessing.get_context("fork").Process(target=wait_for_the_test)
-            process.start()
-            status = str(process.pid)
+            # As the module multiprocessing forks, which would wait for it at the server's end.
+            child = os.fork()
+            if child == 0:
+                events.wait_gate("children", 30)
+                os._exit(0)
+            status = str(child)
         case path:
             child = os.fork()
             if child == 0:
@@ -29,11 +30,6 @@ def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[byt
             status = str(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     start_response("200 OK", [("Content-Type", "text/plain")])
     return [f"{os.getpid()} {status}".encode()]
-
-
-def wait_for_the_test() -> None:
-    """Live on as a child."""
-    events.wait_gate("children", 30)
 
 
 def go_on(path: str, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
