@@ -529,6 +529,12 @@ def test_what_a_proxy_says_has_reasons_of_its_own(
     test_other_answers(believing, get("/read", field), 400, reason)
 
 
+def test_a_request_for_https_has_a_reason_of_its_own(start: Start) -> None:
+    """Of a peer that is not trusted."""
+    watched = start("reading:app", {})
+    test_other_answers(watched, get("https://a/read"), 421, "misdirected")
+
+
 PROTOCOL = {
     "proxy": {"trusted": ["127.0.0.1"], "protocol": True},
     "timeouts": {"head": SHORT},

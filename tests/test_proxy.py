@@ -374,6 +374,33 @@ def test_strangers_are_not_believed(server: Server) -> None:
         ask(connection, "X-Forwarded-For: nonsense", 'Forwarded: "', "X-Forwarded-Host: a b")
 
 
+HTTPS = ["https://a.example/a", "HTTPS://a.example/a"]
+
+
+@needs_linux
+@pytest.mark.parametrize("target", HTTPS)
+def test_https_of_a_stranger_is_misdirected(server: Server, target: str) -> None:
+    """RFC 9110 7.4: it came over no secured connection, whatever the client says of that."""
+    for fields in ([], ["X-Forwarded-Proto: https"], ["Forwarded: proto=https"]):
+        with server.connect(source=STRANGER) as connection:
+            connection.send(get(target, *fields))
+            response = connection.response()
+            assert (response.status, response.reason) == (421, "Misdirected Request")
+            assert response.body == b"421 Misdirected Request: misdirected\n"
+            assert response.closes
+            connection.expect_close()
+    assert environ_of(server, source=STRANGER, target="http://a.example/a")["PATH_INFO"] == "/a"
+
+
+@pytest.mark.parametrize("target", HTTPS)
+def test_https_of_a_gateway_is_served(server: Server, target: str) -> None:
+    """RFC 9110 7.4: "unless the connection is from a trusted gateway"; what it says is believed."""
+    for said, scheme in (("https", "https"), ("http", "http"), ("", "http")):
+        environ = environ_of(server, f"X-Forwarded-Proto: {said}", target=target)
+        assert (environ["wsgi.url_scheme"], environ["RAW_URI"]) == (scheme, target)
+        assert (environ["HTTP_HOST"], environ["PATH_INFO"]) == ("a.example", "/a")
+
+
 @needs_linux
 def test_strangers_and_proxies_share_a_server(server: Server) -> None:
     """Whom the thread has served last makes no difference."""
