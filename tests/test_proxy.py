@@ -267,6 +267,7 @@ def test_prefix_is_what_the_proxy_has_cut_off(server: Server) -> None:
         ("X-Forwarded-Host: a/../b", "bad_forwarded_host"),
         ("X-Forwarded-Host: user@a", "bad_forwarded_host"),
         ("X-Forwarded-Host: a:99999", "bad_forwarded_host"),
+        ("X-Forwarded-Host: a:0", "bad_forwarded_host"),
         ("X-Forwarded-Port: 0", "bad_forwarded_port"),
         ("X-Forwarded-Port: 65536", "bad_forwarded_port"),
         ("X-Forwarded-Port: https", "bad_forwarded_port"),
@@ -287,8 +288,9 @@ def test_invalid_values_of_a_trusted_proxy_are_refused(
 
 @pytest.mark.parametrize("port", ["1", "65535"])
 def test_ports_at_their_limits(server: Server, port: str) -> None:
-    """X-Forwarded-Port is 1 to 65535."""
+    """Both fields that tell one take 1 to 65535."""
     assert environ_of(server, f"X-Forwarded-Port: {port}")["SERVER_PORT"] == port
+    assert environ_of(server, f"X-Forwarded-Host: a:{port}")["SERVER_PORT"] == port
 
 
 def test_fields_of_a_trusted_proxy_are_passed_on(server: Server) -> None:
@@ -527,6 +529,7 @@ def test_x_forwarded_fields_are_stripped_where_forwarded_is_used(forwarded: Serv
         ("for=nonsense", "bad_forwarded_for"),
         ("for=192.0.2.7;proto=gopher", "bad_forwarded_proto"),
         ('for=192.0.2.7;host="a/b"', "bad_forwarded_host"),
+        ('for=192.0.2.7;host="a:0"', "bad_forwarded_host"),
     ],
 )
 def test_invalid_forwarded_is_refused(forwarded: Server, value: str, reason: str) -> None:
