@@ -376,6 +376,18 @@ def test_strangers_are_not_believed(server: Server) -> None:
         ask(connection, "X-Forwarded-For: nonsense", 'Forwarded: "', "X-Forwarded-Host: a b")
 
 
+@needs_linux
+def test_only_forwarded_and_x_forwarded_names_are_stripped(server: Server) -> None:
+    """What merely looks like them is passed on from anybody, as docs/PROXIES.md says."""
+    similar = ["X-Forwarded", "Forwarded-For", "X-Original-Forwarded-For", "X-Real-IP"]
+    fields = [*FORGED, *(f"{name}: 6.6.6.6" for name in similar)]
+    environ = environ_of(server, *fields, source=STRANGER)
+    passed = {f"HTTP_{name.upper().replace('-', '_')}" for name in similar}
+    assert {key for key in environ if environ[key] == "6.6.6.6"} == passed
+    assert set(forwarded_keys(environ)) == passed - {"HTTP_X_REAL_IP"}
+    assert environ["REMOTE_ADDR"] == STRANGER
+
+
 HTTPS = ["https://a.example/a", "HTTPS://a.example/a"]
 
 
