@@ -173,7 +173,8 @@ fn expect_joined(flavour: forwarded.Flavour, trusted: []const cidr.Range, verdic
 
 fn expect_valid(claims: *const forwarded.Claims, flavour: forwarded.Flavour) void {
     if (claims.host.len > 0) {
-        expect(core.host.valid(claims.host.of(&sent.bytes)), "a host is one");
+        const authority = core.host.split(claims.host.of(&sent.bytes));
+        expect(authority != null and authority.?.port != 0, "a host is one, with a port of one");
         const named: core.fields.Name = switch (flavour) {
             .forwarded => .forwarded,
             .x_forwarded => .x_forwarded_host,

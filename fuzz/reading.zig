@@ -211,6 +211,7 @@ fn refused_head(err: request_head.Error) End {
 
 fn refused_body(err: core.body.ReadError) End {
     return .{ .refused = switch (err) {
+        error.Misdirected => .{ .status = 421, .reason = "misdirected" },
         error.TooLarge => .{ .status = 413, .reason = "body_too_large" },
         error.OutOfMemory => .{ .status = 503, .reason = "out_of_memory" },
         error.NoSpace => .{ .status = 507, .reason = "no_space_for_body" },

@@ -117,9 +117,22 @@ const HeadFacts = struct {
         if (std.ascii.eqlIgnoreCase(name, "content-length")) self.lengths.add(value);
         if (std.ascii.eqlIgnoreCase(name, "transfer-encoding")) self.codings.add(value);
         if (!std.ascii.eqlIgnoreCase(name, "expect")) return true;
-        return std.ascii.eqlIgnoreCase(value, "100-continue");
+        return read_expect(value) != null;
     }
 };
+
+/// Whether a field line expects 100-continue, or nothing at all. Null for all else.
+pub fn read_expect(value: []const u8) ?bool {
+    var expects = false;
+    var members = std.mem.splitScalar(u8, value, ',');
+    while (members.next()) |member| {
+        const word = trim(member);
+        if (word.len == 0) continue;
+        if (expects or !std.ascii.eqlIgnoreCase(word, "100-continue")) return null;
+        expects = true;
+    }
+    return expects;
+}
 
 pub const Length = union(enum) { none, bytes: u64, chunked };
 

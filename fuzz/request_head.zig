@@ -173,8 +173,9 @@ fn expect_meaning(head: *const RequestHead, bytes: []const u8) void {
             }
         }
         if (std.ascii.eqlIgnoreCase(name, "expect")) {
-            expect(std.ascii.eqlIgnoreCase(value, "100-continue"), "no other expectation");
-            expects = true;
+            const expected = reference.read_expect(value) orelse
+                @panic("broken promise: no other expectation");
+            expects = expects or expected;
         }
     }
     const old = head.version == .http_1_0;

@@ -190,13 +190,16 @@ KEYS: tuple[Key, ...] = (
         Size(64, 16 * MEBIBYTE),
         64 * KIBIBYTE,
         "The longest request head, which is the request line and the field lines together; past "
-        "it the answer is 431.",
+        "it the answer is 431. The trailer fields behind a chunked body are no part of it: they "
+        "may have 8 KiB, whatever is set here, and past that the answer is 431 as well.",
     ),
     Key(
         "limits.fields",
         Integer(1, 10_000),
         100,
-        "The most field lines of a request; past it the answer is 431.",
+        "The most field lines of a request head; past it the answer is 431. There may be 32 "
+        "trailer fields beside them, whatever is set here, and past that the answer is 431 as "
+        "well.",
     ),
     Key(
         "limits.body",

@@ -207,6 +207,8 @@ OTHER_LINES = [
     *[name + b": v\r\n" for name in NAMES],
     b"Expect: 100-continue\r\n",
     b"Expect: x\r\n",
+    b"Expect: , 100-continue,\r\n",
+    b"Expect:\r\n",
     b"Host: b\r\n",
 ]
 

@@ -199,6 +199,7 @@ DECIDED = [
         h11=coded("0\r\nHost: b\r\n\r\n"),
         llhttp=coded("0\r\nHost: b\r\n\r\n"),
     ),
+    *stricter("misdirected", h11=get("https://a/"), llhttp=get("https://a/")),
     *stricter("missing_host", h11=lines("GET / HTTP/1.2"), llhttp=lines("GET / HTTP/1.1")),
     *stricter("obsolete_folding", h11=get("/", "X-A: a\r\n b")),
     *stricter(

@@ -529,6 +529,23 @@ def test_what_a_proxy_says_has_reasons_of_its_own(
     test_other_answers(believing, get("/read", field), 400, reason)
 
 
+def test_a_request_for_https_has_a_reason_of_its_own(start: Start) -> None:
+    """Of a peer that is not trusted."""
+    watched = start("reading:app", {})
+    test_other_answers(watched, get("https://a/read"), 421, "misdirected")
+
+
+def test_trailers_have_limits_of_their_own(start: Start) -> None:
+    """8 KiB with their line ends, and 32 lines, whatever limits.head and limits.fields are."""
+    watched = start("reading:app", {"limits": {"head": "256 B", "fields": 8}})
+    longest = b"X-A: " + b"a" * (8 * 1024 - 7) + b"\r\n"
+    for trailer in (longest, b"A: b\r\n" * 32):
+        assert watched.server.exchange(post_chunked("/read", b"x", trailer=trailer)).status == 200
+        more = trailer.replace(b"\r\n", b"a\r\n") if trailer == longest else trailer + b"A: b\r\n"
+        request = post_chunked("/read", b"x", trailer=more)
+        test_other_answers(watched, request, 431, "trailer_too_large")
+
+
 PROTOCOL = {
     "proxy": {"trusted": ["127.0.0.1"], "protocol": True},
     "timeouts": {"head": SHORT},

@@ -257,9 +257,11 @@ def test_expect_is_answered(reading: Server) -> None:
         assert connection.response().json() == "next"
 
 
-@pytest.mark.parametrize("value", ["100-Continue", "100-CONTINUE"])
-def test_expect_is_case_insensitive(reading: Server, value: str) -> None:
-    """The expectation is compared without regard to case."""
+@pytest.mark.parametrize(
+    "value", ["100-Continue", "100-CONTINUE", ", 100-continue,", "100-continue,"]
+)
+def test_expect_in_other_words(reading: Server, value: str) -> None:
+    """It is compared without regard to case, and empty elements are none (RFC 9110 5.6.1.2)."""
     with reading.connect() as connection:
         connection.send(get("/read", "Content-Length: 2", f"Expect: {value}", method="POST"))
         assert connection.interim_response().status == 100
@@ -317,7 +319,20 @@ def test_expect_with_the_body_already_there(reading: Server) -> None:
         assert connection.response().json() == "next"
 
 
-@pytest.mark.parametrize("value", ["200-ok", "100-continue-not", "100-continue, other"])
+@pytest.mark.parametrize("value", ["", ",", " , ,"])
+def test_expect_nothing(reading: Server, value: str) -> None:
+    """An empty list expects nothing: as if the field were not there (RFC 9110 10.1.1, 5.6.1.2)."""
+    with reading.connect() as connection:
+        connection.send(get("/read", "Content-Length: 5", f"Expect: {value}", method="POST"))
+        connection.send(b"hello")
+        response = connection.response()
+        assert response.interim == []
+        assert response.json() == "hello"
+        connection.send(get("/read"))
+        assert connection.response().json() == ""
+
+
+@pytest.mark.parametrize("value", ["200-ok", "100-continue-not", "100-continue, other", ", other,"])
 def test_expect_unknown(reading: Server, value: str) -> None:
     """Row: unknown Expect -> 417."""
     with reading.connect() as connection:

@@ -355,6 +355,8 @@ WELL_FORMED: dict[str, tuple[bytes, dict[str, Any]]] = {
     "leading_crlf": (b"\r\n" + get("/path"), {"path": "/path"}),
     "host_port": (get("/", "Host: test.example:8000"), {"host": "test.example:8000"}),
     "host_empty_port": (get("/", "Host: test.example:"), {"host": "test.example:"}),
+    # RFC 3986 3.2.3: a port is digits, and 0 is one that nobody can have come to.
+    "host_port_zero": (get("/", "Host: test.example:0"), {"host": "test.example:0"}),
     "host_ipv4": (get("/", "Host: 127.0.0.1:1"), {"host": "127.0.0.1:1"}),
     "host_ipv6": (get("/", "Host: [::1]:8000"), {"host": "[::1]:8000"}),
     "host_upper_case": (get("/", "Host: TEST.Example"), {"host": "TEST.Example"}),

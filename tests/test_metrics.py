@@ -131,6 +131,7 @@ def test_histograms_have_each_request_once_and_its_time(observed: Server) -> Non
         (b"GET / HTTP/1.1\r\n\r\n", "missing_host"),
         (b"GET / HTTP/2.0\r\nHost: a\r\n\r\n", "unsupported_version"),
         (b"CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n", "connect"),
+        (get("https://test.example/"), "misdirected"),
         (post("/", b"x" * 1001), "body_too_large"),
         (get("/", "Transfer-Encoding: chunked", method="POST") + b"x\r\n", "bad_chunk_size"),
         (b"\x16\x03\x01\x02\x00\x01", "control_character"),

@@ -267,6 +267,7 @@ def test_prefix_is_what_the_proxy_has_cut_off(server: Server) -> None:
         ("X-Forwarded-Host: a/../b", "bad_forwarded_host"),
         ("X-Forwarded-Host: user@a", "bad_forwarded_host"),
         ("X-Forwarded-Host: a:99999", "bad_forwarded_host"),
+        ("X-Forwarded-Host: a:0", "bad_forwarded_host"),
         ("X-Forwarded-Port: 0", "bad_forwarded_port"),
         ("X-Forwarded-Port: 65536", "bad_forwarded_port"),
         ("X-Forwarded-Port: https", "bad_forwarded_port"),
@@ -287,8 +288,9 @@ def test_invalid_values_of_a_trusted_proxy_are_refused(
 
 @pytest.mark.parametrize("port", ["1", "65535"])
 def test_ports_at_their_limits(server: Server, port: str) -> None:
-    """X-Forwarded-Port is 1 to 65535."""
+    """Both fields that tell one take 1 to 65535."""
     assert environ_of(server, f"X-Forwarded-Port: {port}")["SERVER_PORT"] == port
+    assert environ_of(server, f"X-Forwarded-Host: a:{port}")["SERVER_PORT"] == port
 
 
 def test_fields_of_a_trusted_proxy_are_passed_on(server: Server) -> None:
@@ -372,6 +374,45 @@ def test_strangers_are_not_believed(server: Server) -> None:
         assert environ["HTTP_X_REAL_IP"] == "6.6.6.6"
         # Nor are they judged.
         ask(connection, "X-Forwarded-For: nonsense", 'Forwarded: "', "X-Forwarded-Host: a b")
+
+
+@needs_linux
+def test_only_forwarded_and_x_forwarded_names_are_stripped(server: Server) -> None:
+    """What merely looks like them is passed on from anybody, as docs/PROXIES.md says."""
+    similar = ["X-Forwarded", "Forwarded-For", "X-Original-Forwarded-For", "X-Real-IP"]
+    fields = [*FORGED, *(f"{name}: 6.6.6.6" for name in similar)]
+    environ = environ_of(server, *fields, source=STRANGER)
+    passed = {f"HTTP_{name.upper().replace('-', '_')}" for name in similar}
+    assert {key for key in environ if environ[key] == "6.6.6.6"} == passed
+    assert set(forwarded_keys(environ)) == passed - {"HTTP_X_REAL_IP"}
+    assert environ["REMOTE_ADDR"] == STRANGER
+
+
+HTTPS = ["https://a.example/a", "HTTPS://a.example/a"]
+
+
+@needs_linux
+@pytest.mark.parametrize("target", HTTPS)
+def test_https_of_a_stranger_is_misdirected(server: Server, target: str) -> None:
+    """RFC 9110 7.4: it came over no secured connection, whatever the client says of that."""
+    for fields in ([], ["X-Forwarded-Proto: https"], ["Forwarded: proto=https"]):
+        with server.connect(source=STRANGER) as connection:
+            connection.send(get(target, *fields))
+            response = connection.response()
+            assert (response.status, response.reason) == (421, "Misdirected Request")
+            assert response.body == b"421 Misdirected Request: misdirected\n"
+            assert response.closes
+            connection.expect_close()
+    assert environ_of(server, source=STRANGER, target="http://a.example/a")["PATH_INFO"] == "/a"
+
+
+@pytest.mark.parametrize("target", HTTPS)
+def test_https_of_a_gateway_is_served(server: Server, target: str) -> None:
+    """RFC 9110 7.4: "unless the connection is from a trusted gateway"; what it says is believed."""
+    for said, scheme in (("https", "https"), ("http", "http"), ("", "http")):
+        environ = environ_of(server, f"X-Forwarded-Proto: {said}", target=target)
+        assert (environ["wsgi.url_scheme"], environ["RAW_URI"]) == (scheme, target)
+        assert (environ["HTTP_HOST"], environ["PATH_INFO"]) == ("a.example", "/a")
 
 
 @needs_linux
@@ -500,6 +541,7 @@ def test_x_forwarded_fields_are_stripped_where_forwarded_is_used(forwarded: Serv
         ("for=nonsense", "bad_forwarded_for"),
         ("for=192.0.2.7;proto=gopher", "bad_forwarded_proto"),
         ('for=192.0.2.7;host="a/b"', "bad_forwarded_host"),
+        ('for=192.0.2.7;host="a:0"', "bad_forwarded_host"),
     ],
 )
 def test_invalid_forwarded_is_refused(forwarded: Server, value: str, reason: str) -> None:

@@ -9,6 +9,7 @@ const std = @import("std");
 const forwarded = @import("forwarded.zig");
 const request_head = @import("request_head.zig");
 const sys = @import("sys.zig");
+const target = @import("target.zig");
 const pages = @import("pages.zig");
 const request_ids = @import("request_id.zig");
 const Connection = @import("connection.zig").Connection;
@@ -89,6 +90,14 @@ pub const Exchange = struct {
             },
             else => {},
         };
+    }
+
+    /// Whether the request is for an https resource and comes from nobody who may ask for one here.
+    /// RFC 9110 7.4: to be rejected but over a secured connection, which none of ours is, or from a
+    /// trusted gateway, whatever that says of its client's connection.
+    pub fn is_misdirected(self: *const Exchange) bool {
+        if (self.claims != null or self.head.target_form != .absolute_form) return false;
+        return target.is_https(self.head.target.of(self.bytes));
     }
 
     /// Of this request so far, transfer coding undone.

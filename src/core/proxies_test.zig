@@ -137,6 +137,35 @@ test "proxies: a drain closes connections whose header has not come, and reads w
     try silent.expect_end();
 }
 
+test "proxies: a request for https is served to a trusted gateway alone" {
+    const secured = "GET https://a/small HTTP/1.1\r\nHost: a\r\n";
+    var options = behind_protocol;
+    options.proxy_protocol = false;
+    const believing = try Fixture.serve(.{ .options = options });
+    defer believing.deinit();
+    var gateway = try believing.connect();
+    defer gateway.close();
+    // Whatever it says of its client's connection, or if it says nothing.
+    const said = "X-Forwarded-Proto: ";
+    inline for (.{ "", said ++ "https\r\n", said ++ "http\r\n" }) |line| {
+        try gateway.send(secured ++ line ++ "\r\n");
+        try gateway.expect(200, "hello");
+    }
+    gateway.close();
+    try believing.finish();
+
+    // A balancer that passes bytes on is no gateway: what follows its header is the client's.
+    const behind = try Fixture.serve(.{ .options = behind_protocol });
+    defer behind.deinit();
+    var client = try behind.connect();
+    defer client.close();
+    try client.send(header ++ secured ++ "\r\n");
+    try client.expect(421, "421 Misdirected Request: misdirected\n");
+    try client.expect_end();
+    client.close();
+    try behind.finish();
+}
+
 test "proxies: fields that would be believed and are invalid are refused" {
     var options = behind_protocol;
     options.proxy_protocol = false;

@@ -38,6 +38,7 @@ const own = [_]Entry{
     .{ "proxy_header_timeout", .timeout },
     .{ "client_gone", .dropped },
     .{ "connect", .bad_request },
+    .{ "misdirected", .bad_request },
     .{ "body_too_large", .bad_request },
     .{ "bad_proxy_header", .bad_request },
 };

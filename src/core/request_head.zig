@@ -13,6 +13,7 @@ const framing = @import("framing.zig");
 const host = @import("host.zig");
 const scanner = @import("scanner.zig");
 const target_forms = @import("target.zig");
+const Elements = @import("field_values.zig").Elements;
 
 pub const Span = scanner.Span;
 pub const Version = framing.Version;
@@ -411,8 +412,13 @@ pub const RequestHead = struct {
         return false;
     }
 
+    /// RFC 9110 10.1.1: a list, in which empty elements count for nothing (5.6.1.2), with one
+    /// expectation that is known.
     fn note_expect(self: *RequestHead, value: []const u8) void {
-        if (scanner.equals_ignoring_case(value, "100-continue")) {
+        var elements: Elements = .{ .rest = value };
+        const expectation = elements.next() orelse return;
+        const is_known = scanner.equals_ignoring_case(expectation, "100-continue");
+        if (is_known and elements.next() == null) {
             self.expect = .continue_100;
         } else {
             self.unknown_expectation = true;
@@ -915,9 +921,26 @@ test "expectations" {
     try testing.expectEqual(Expect.continue_100, parsed.head.expect);
     try expect_complete(&parsed, "GET / HTTP/1.0\r\nExpect: 100-continue\r\n\r\n");
     try testing.expectEqual(Expect.none, parsed.head.expect);
-    inline for (.{ "", "200-ok", "100-continue, x", "100-continue;q", "100" }) |value| {
+    // RFC 9110 5.6.1.2: a list may have empty elements, and be empty.
+    inline for (.{ ", 100-continue,", ",\t,100-continue", "100-continue ,, " }) |value| {
+        try expect_fields(&parsed, "Expect: " ++ value ++ "\r\n");
+        try testing.expectEqual(Expect.continue_100, parsed.head.expect);
+    }
+    inline for (.{ "", " ", ",", " , ,\t" }) |value| {
+        try expect_fields(&parsed, "Expect: " ++ value ++ "\r\n");
+        try testing.expectEqual(Expect.none, parsed.head.expect);
+    }
+    try expect_fields(&parsed, "Expect:\r\nExpect: 100-continue\r\nExpect: ,\r\n");
+    try testing.expectEqual(Expect.continue_100, parsed.head.expect);
+    inline for (.{
+        "200-ok", "100-continue, x", "100-continue;q", "100",            ", x,", "\"\"",
+        "=",      ";",               "100-continue ;", "100 - continue",
+    }) |value| {
         try expect_fields_refused(error.ExpectationFailed, "Expect: " ++ value ++ "\r\n");
     }
+    // Said once: a list that says it again is none that a client makes.
+    const again = "Expect: 100-continue, 100-continue\r\n";
+    try expect_fields_refused(error.ExpectationFailed, again);
     const both = "Expect: x\r\nExpect: 100-continue\r\n";
     try expect_fields_refused(error.ExpectationFailed, both);
     // 400 goes before 417.

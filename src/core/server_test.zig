@@ -405,6 +405,9 @@ test "server: what cannot be understood is answered and the connection ends in o
         .{ "GET / HTTP/1.1\r\nHost: a\r\nA: " ++ "a" ** 70_000, 431 },
         .{ "GET / HTTP/1.1\r\nHost: a\r\n" ++ "A: b\r\n" ** 200, 431 },
         .{ "CONNECT a:80 HTTP/1.1\r\nHost: a:80\r\n\r\n", 501 },
+        .{ "GET https://a/ HTTP/1.1\r\nHost: a\r\n\r\n", 421 },
+        .{ "POST hTTpS://a HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\n" ++
+            "Content-Length: 1\r\n\r\n", 421 },
         .{ post ++ "Expect: miracles\r\n\r\n", 417 },
         .{ post ++ "Transfer-Encoding: gzip\r\n\r\n", 501 },
         .{ post ++ "Content-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", 400 },

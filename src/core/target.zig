@@ -65,6 +65,11 @@ fn parse_absolute_form(bytes: []const u8, target: Span) ?Parts {
     return parts;
 }
 
+/// Whether a target of the absolute form is of the scheme https.
+pub fn is_https(text: []const u8) bool {
+    return (scheme_bytes(text) orelse 0) == "https://".len;
+}
+
 /// Length of "http://" or "https://" at the start, in any case (RFC 3986 3.1).
 fn scheme_bytes(text: []const u8) ?u32 {
     inline for (.{ "http://", "https://" }) |scheme| {
@@ -190,6 +195,15 @@ test "targets that have no form" {
     }
     try testing.expectEqual(null, parse_text("*", "options"));
     try testing.expectEqual(null, parse_text("**", "OPTIONS"));
+}
+
+test "which absolute targets are of the scheme https" {
+    inline for (.{ "https://a/", "HTTPS://a", "hTTpS://a:80?b" }) |text| {
+        try testing.expect(is_https(text));
+    }
+    inline for (.{ "http://a/", "HTTP://a/https://b/", "http://https://", "/https://a/" }) |text| {
+        try testing.expect(!is_https(text));
+    }
 }
 
 test "percent-decoding" {
