@@ -113,8 +113,11 @@ pub fn Reader(comptime Visitor: type) type {
                 const complete = bytes.len > 0 and
                     (head.parse(bytes, self.limits.head) catch |err| return refused_head(err));
                 if (complete) {
-                    if (head.target_form != .authority_form) return null;
-                    return .{ .refused = .{ .status = 501, .reason = "connect" } };
+                    if (head.target_form == .authority_form) {
+                        return .{ .refused = .{ .status = 501, .reason = "connect" } };
+                    }
+                    if (!exchange.is_misdirected()) return null;
+                    return .{ .refused = .{ .status = 421, .reason = "misdirected" } };
                 }
                 if (exchange.received == exchange.bytes.len) {
                     try exchange.ensure_space(self.gpa, core.exchange.buffer_bytes);
@@ -211,7 +214,6 @@ fn refused_head(err: request_head.Error) End {
 
 fn refused_body(err: core.body.ReadError) End {
     return .{ .refused = switch (err) {
-        error.Misdirected => .{ .status = 421, .reason = "misdirected" },
         error.TooLarge => .{ .status = 413, .reason = "body_too_large" },
         error.OutOfMemory => .{ .status = 503, .reason = "out_of_memory" },
         error.NoSpace => .{ .status = 507, .reason = "no_space_for_body" },

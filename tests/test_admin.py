@@ -284,6 +284,13 @@ def test_in_band_health(serve: Servers) -> None:
     assert posted.json()["environ"]["PATH_INFO"] == "/-/livez"
 
 
+def test_in_band_health_is_of_this_scheme(serve: Servers) -> None:
+    """An https target is for another server, here as everywhere (RFC 9110 7.4)."""
+    server = serve("inspecting:app", {"admin": {"in_band": "/-/"}})
+    assert server.exchange(get("http://a/-/livez")).status == 200
+    assert server.exchange(get("https://a/-/livez")).status == 421
+
+
 def test_in_band_health_needs_no_thread(serve: Servers) -> None:
     """It is answered by whoever polls, while the only thread is busy, and says what is so."""
     config = {"admin": {"in_band": "/-/"}, "concurrency": {"threads": 1, "queue": 1}}

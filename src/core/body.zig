@@ -56,14 +56,12 @@ pub const Interlude = struct {
     }
 };
 
-/// `Misdirected` is the request's fault as a whole, found before anything of its body is taken.
-pub const TakeError = chunked.Error || sys.OpenError || error{ Misdirected, TooLarge };
+pub const TakeError = chunked.Error || sys.OpenError || error{TooLarge};
 pub const ReadError = TakeError || error{ ClientGone, TimedOut };
 
 /// The answer to a request whose body cannot be had.
 pub fn refusal_of(err: ReadError) refusal_module.Refusal {
     return switch (err) {
-        error.Misdirected => .{ .status = 421, .reason = "misdirected" },
         error.TooLarge => .{ .status = 413, .reason = "body_too_large" },
         error.TimedOut => .{ .status = 408, .reason = "body_timeout" },
         error.OutOfMemory => .{ .status = 503, .reason = "out_of_memory" },
@@ -148,8 +146,8 @@ pub const Body = struct {
         return if (self.decoder) |*decoder| decoder.trailer_section() else "";
     }
 
-    /// Sets up for the head that was just parsed, whose claims have been read. Refuses a request
-    /// that is not for this server, and what Content-Length tells to be too large.
+    /// Sets up for the head that was just parsed. Refuses what Content-Length tells to be too
+    /// large.
     pub fn begin(
         self: *Body,
         exchange: *Exchange,
@@ -160,7 +158,6 @@ pub const Body = struct {
         self.buffer_memory = exchange.buffer_memory;
         self.cursor = head.head_bytes;
         exchange.request_end = head.head_bytes;
-        if (exchange.is_misdirected()) return error.Misdirected;
         switch (head.framing) {
             .none => return,
             .content_length => |length| {

@@ -765,6 +765,10 @@ pub const Poller = struct {
             self.refuse(connection, 400, forwarded.reason_of(err));
             return true;
         };
+        if (exchange.is_misdirected()) {
+            self.refuse(connection, 421, "misdirected");
+            return true;
+        }
         if (self.server.options.in_band.len > 0) {
             if (self.answer_probe(connection, exchange)) return true;
         }
