@@ -405,24 +405,25 @@ class _Run:
 
     def wait(self) -> int:
         """Wait for the end, acting on signals and limits, and return the exit status."""
-        # At once for signals that came during the start, which wake nobody.
-        timeout_ms = 1
+        has_failed = False
         while True:
             try:
+                if not has_failed:
+                    # Before the first wait for signals that came during the start.
+                    self._tell_raised()
+                    status = self._act()
+                    if status is not None:
+                        return status
+                timeout_ms = _FAILED_WAIT_MS if has_failed else self._timeout_ms()
+                has_failed = False
                 if self._server.wait(timeout_ms):
                     break
-                timeout_ms = _FAILED_WAIT_MS
-                self._tell_raised()
-                status = self._act()
-                if status is not None:
-                    return status
-                timeout_ms = self._timeout_ms()
             except MemoryError:
                 # The application took it all, and may give it back: what is to be done waits.
-                timeout_ms = _FAILED_WAIT_MS
+                has_failed = True
             except BaseException as error:
                 # Handlers of the application for other signals run in this thread.
-                timeout_ms = _FAILED_WAIT_MS
+                has_failed = True
                 self._raised.append(error)
         if self._workers.has_failed:
             return EXIT_FAILED
