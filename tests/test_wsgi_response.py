@@ -372,6 +372,40 @@ def test_exc_info_after_the_head(corners: Server) -> None:
     corners.wait_log("after the head")
 
 
+@pytest.mark.parametrize("when", ["early", "late"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "no exception class",
+        "no exception",
+        "text",
+        "class alone",
+        "no traceback",
+        "traceback alone",
+        "pair",
+        "list",
+        "bare exception",
+        "true",
+    ],
+)
+def test_wrong_exc_info(corners: Server, kind: str, when: str) -> None:
+    """What cannot be raised is the same error before the head is sent and after it."""
+    response = corners.exchange(get(f"/wrong_exc_info?{kind.replace(' ', '+')}&{when}"))
+    assert response.status == 200
+    assert re.search(rb"TypeError: exc_info .*sys.exc_info\(\)", response.body), response.body
+    assert corners.exchange(get("/hello")).body == b"hello"
+
+
+def test_exc_info_of_no_exception(corners: Server) -> None:
+    """sys.exc_info() outside of an except clause replaces the head, and cannot be raised."""
+    response = corners.exchange(get("/wrong_exc_info?outside&early"))
+    assert (response.status, response.reason) == (500, "Replaced")
+    assert response.body == b"no error"
+    response = corners.exchange(get("/wrong_exc_info?outside&late"))
+    assert response.status == 200
+    assert response.body.startswith(b"late TypeError: exc_info ")
+
+
 @pytest.mark.parametrize("target", ["/never", "/never_and_empty"])
 def test_start_response_never_called(corners: Server, target: str) -> None:
     """A body without a head is an error of the application."""

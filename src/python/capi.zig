@@ -106,6 +106,10 @@ pub inline fn is_tuple(object: *Object) bool {
     return PyType_GetFlags(object.type) & flag_tuple_subclass != 0;
 }
 
+pub inline fn is_exception(object: *Object) bool {
+    return PyType_GetFlags(object.type) & flag_exception_subclass != 0;
+}
+
 /// The contents, as long as the object lives. Only for what `is_bytes` says yes to.
 pub inline fn bytes_of(object: *Object) []const u8 {
     var pointer: [*]u8 = undefined;
@@ -233,6 +237,7 @@ const flag_list_subclass: c_ulong = 1 << 25;
 const flag_tuple_subclass: c_ulong = 1 << 26;
 const flag_bytes_subclass: c_ulong = 1 << 27;
 const flag_unicode_subclass: c_ulong = 1 << 28;
+const flag_exception_subclass: c_ulong = 1 << 30;
 
 /// A new instance of a type made by `PyType_FromSpec`, its own fields zeroed.
 pub inline fn allocate(comptime T: type, kind: *Type) Error!*T {
@@ -257,6 +262,7 @@ pub extern var _Py_FalseStruct: Object;
 pub extern var PyList_Type: Type;
 pub extern var PyTuple_Type: Type;
 pub extern var PyCFunction_Type: Type;
+pub extern var PyTraceBack_Type: Type;
 pub extern var PyExc_AssertionError: *Object;
 pub extern var PyExc_OSError: *Object;
 pub extern var PyExc_RuntimeError: *Object;

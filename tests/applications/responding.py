@@ -86,6 +86,34 @@ def exc_info_too_late(environ: WSGIEnvironment, start_response: StartResponse) -
     yield b"never"
 
 
+WRONG_EXC_INFO: dict[str, object] = {
+    "no exception class": (bytes, b"y" * 100, None),
+    "no exception": (ValueError, object(), None),
+    "text": (ValueError, "text", None),
+    "class alone": (ValueError, None, None),
+    "no traceback": (ValueError, ValueError("given"), "text"),
+    "traceback alone": (None, None, "text"),
+    "pair": (ValueError, ValueError("given")),
+    "list": [ValueError, ValueError("given"), None],
+    "bare exception": ValueError("given"),
+    "true": True,
+    "outside": (None, None, None),
+}
+
+
+def wrong_exc_info(environ: WSGIEnvironment, start_response: Any) -> Iterable[bytes]:
+    """Give what the query names for exc_info, after the head if it says so, and tell the error."""
+    kind, _, when = environ["QUERY_STRING"].replace("+", " ").partition("&")
+    write = start_response("200 OK", PLAIN)
+    if when == "late":
+        write(b"late ")
+    try:
+        start_response("500 Replaced", PLAIN, WRONG_EXC_INFO[kind])
+    except Exception as error:
+        return [f"{type(error).__name__}: {error}".encode()]
+    return [b"no error"]
+
+
 def never(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
     """Return a body without a head."""
     return [b"no head"]
@@ -304,6 +332,7 @@ ROUTES: dict[str, Application] = {
         exc_info_first,
         exc_info_none,
         exc_info_too_late,
+        wrong_exc_info,
         never,
         never_and_empty,
         started_in_iter,
