@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from serving import Server, Servers, wait_until
+from serving import APPLICATIONS, Server, Servers, wait_until
 from wire import all_closed, get, post
 
 LARGE = 8 << 20
@@ -74,6 +74,46 @@ def test_another_thread_may_write_during_a_wait(server: Server) -> None:
         assert connection.chunk() == bytes(LARGE)
         assert connection.chunk() == b"end"
         assert connection.chunk() == b""
+
+
+@pytest.mark.parametrize("kind", ["piece", "file"])
+def test_no_other_thread_writes_while_the_worker_sends(server: Server, kind: str) -> None:
+    """The response cannot park, so its worker waits for the client, without the GIL."""
+    with server.connect(receive_buffer=4096) as connection:
+        connection.send(
+            f"POST /sent-meanwhile?kind={kind} HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n"
+            "Expect: 100-continue\r\n\r\n".encode()
+        )
+        assert connection.interim_response().status == 100
+        server.open_gate(f"reading-{kind}")
+        (event,) = server.wait_event("intruded", kind=kind)
+        message = "the response is being sent by another thread"
+        assert event["message"] == f"{message}; {message}"
+        connection.head()
+        assert connection.take(LARGE) == bytes(LARGE)
+        connection.expect_cut()
+
+
+def test_no_other_thread_writes_while_a_file_is_opened(server: Server) -> None:
+    """Its head would be sent, and the file be left out."""
+    response = server.exchange(get("/opened-meanwhile"))
+    (event,) = server.wait_event("told")
+    assert event["message"] == "the response is being sent by another thread"
+    assert response.body == (APPLICATIONS / "waiting.py").read_bytes()
+
+
+def test_no_answer_between_early_hints_of_another_thread(serve: Servers) -> None:
+    """A handler that fails meanwhile has its connection closed."""
+    server = serve("waiting:app", {"limits": {"response_memory": 1}})
+    with server.connect(receive_buffer=4096) as connection:
+        connection.send(get("/hinted-meanwhile"))
+        server.wait_log("ValueError: while hints are sent")
+        data = connection.read_to_end(reset_counts=True)
+    server.wait_event("hinted")
+    hint, rest = data.split(b"\r\n\r\n", 1)
+    assert hint.startswith(b"HTTP/1.1 103 ")
+    assert (hint + b"\r\n\r\n").startswith(rest.split(b"\r\n\r\n")[-1])
+    assert b"500" not in data
 
 
 @pytest.mark.parametrize("version", ["1.0", "1.1"])

@@ -85,7 +85,8 @@ const Seat = struct {
     handles: ?*call_module.Handles = null,
     /// By listener; they refer to the handles.
     templates: []?environ_module.Template = &.{},
-    /// Those of the request in progress: the worker's own, or what a parked one kept.
+    /// Those of the request in progress: the worker's own, or what a parked one kept. Null when
+    /// the application can do nothing to it any more.
     active: ?*call_module.Handles = null,
     /// Of the request in progress; borrowed from its response.
     input: ?*input_stream.InputStream = null,
@@ -356,6 +357,7 @@ pub const Bridge = struct {
             end,
         );
         handles.close_for_good();
+        seat.active = null;
         const asked_for = suspend_module.take(handles.call);
         const is_own = seat.handles == handles;
         const are_kept = handles.are_kept(if (is_own) seat.count_templates() else 0);
@@ -527,19 +529,24 @@ pub const Bridge = struct {
     /// From the file itself where it is one, else block by block.
     fn respond_file(self: *Bridge, crew: *Crew, response: *Response) Trouble!State {
         try self.check_may_write(crew);
-        const reply = &crew.reply;
         const wrapper = response.iterable.?;
-        if (reply.takes_file()) if (file_wrapper.open_regular(wrapper)) |file| {
-            const flow = reply.offer_file(file) catch |err| return trouble_of(err);
-            if (flow == .full) {
-                if (self.may_park(crew)) return .parked;
-                reply.settle() catch |err| return trouble_of(err);
-            }
+        if (try self.offer_file(crew, wrapper)) |flow| {
+            if (flow == .full and try self.settle(crew) == .full) return .parked;
             return self.finish(crew);
-        };
+        }
         response.is_file = true;
         response.iterator = try capi.owned(capi.PyObject_GetIter(wrapper));
         return self.iterate(crew, response);
+    }
+
+    /// Null where the file has to be read. The GIL is given away, to open the file and to send it.
+    fn offer_file(self: *Bridge, crew: *Crew, wrapper: *Object) Trouble!?core.reply.Flow {
+        const call = self.seats[crew.worker.index].active.?.call;
+        call.busy = true;
+        defer call.busy = false;
+        if (!crew.reply.takes_file()) return null;
+        const file = file_wrapper.open_regular(wrapper) orelse return null;
+        return crew.reply.offer_file(file) catch |err| trouble_of(err);
     }
 
     /// All pieces are there, so the length is known, and a wrong piece is found before the head is
@@ -690,7 +697,15 @@ pub const Bridge = struct {
     ) Trouble!core.reply.Flow {
         try self.check_may_write(crew);
         const flow = crew.reply.offer(bytes, length) catch |err| return trouble_of(err);
-        if (flow == .more or self.may_park(crew)) return flow;
+        return if (flow == .full) self.settle(crew) else flow;
+    }
+
+    /// Waits until the client has taken everything, without the GIL, where the response can't park.
+    fn settle(self: *Bridge, crew: *Crew) Trouble!core.reply.Flow {
+        if (self.may_park(crew)) return .full;
+        const call = self.seats[crew.worker.index].active.?.call;
+        call.busy = true;
+        defer call.busy = false;
         crew.reply.settle() catch |err| return trouble_of(err);
         return .more;
     }
@@ -757,16 +772,22 @@ pub const Bridge = struct {
                 const is_clients = is_client_failure(crew) and is_os_error(exception);
                 if (!is_clients) {
                     self.report_trouble(crew, exception);
-                } else if (!reply.progress.head_sent and !reply.progress.broken) {
+                } else if (self.may_answer(crew)) {
                     return answer_client_failure(crew);
                 }
             },
         }
-        if (reply.progress.head_sent or reply.progress.broken) {
-            if (!reply.progress.finished) reply.abort();
-            return;
-        }
-        answer_error(reply, "500 Internal Server Error") catch reply.abort();
+        if (self.may_answer(crew)) {
+            answer_error(reply, "500 Internal Server Error") catch reply.abort();
+        } else if (!reply.progress.finished) reply.abort();
+    }
+
+    /// Not in the middle of another thread's early hints.
+    fn may_answer(self: *Bridge, crew: *const Crew) bool {
+        const progress = &crew.reply.progress;
+        const active = self.seats[crew.worker.index].active;
+        const is_busy = if (active) |handles| handles.call.busy else false;
+        return !progress.head_sent and !progress.broken and !is_busy;
     }
 
     /// Whether an OSError of the application may be one that the client has caused, which it could
@@ -804,7 +825,7 @@ pub const Bridge = struct {
         try reply.start(status);
         try reply.head.add("Content-Type", "text/plain; charset=utf-8");
         reply.progress.must_close = true;
-        try reply.write(text, text.len);
+        _ = try reply.offer(text, text.len);
         try reply.finish();
     }
 

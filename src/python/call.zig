@@ -18,7 +18,8 @@ pub const Call = extern struct {
     crew: ?*Crew,
     /// What start_response returns; borrowed from the same `Handles`.
     write: ?*Object,
-    /// A `write` is in progress, perhaps waiting for the client without the GIL.
+    /// A `write` is in progress, or the worker itself sends, perhaps waiting for the client
+    /// without the GIL: nobody else may send.
     busy: bool,
     /// The response waits for its client, so there is no worker but there is a request.
     is_parked: bool,
@@ -274,7 +275,7 @@ fn write_once(object: ?*Object, data: *Object) capi.Error!void {
     );
     if (call.busy) return capi.raise(
         capi.PyExc_RuntimeError,
-        "write is being called by another thread",
+        "the response is being sent by another thread",
     );
     if (!crew.reply.progress.started) return capi.raise(
         capi.PyExc_AssertionError,
