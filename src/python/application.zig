@@ -20,8 +20,13 @@ const file_wrapper = @import("file_wrapper.zig");
 const names_module = @import("names.zig");
 const Object = capi.Object;
 const Crew = core.server.Crew;
+const Turn = core.connection.Turn;
 const Names = names_module.Names;
 const Environs = environ_module.Environs;
+
+/// How long a client that has closed its sending side may still wait, as for a response that is
+/// suspended (poller.zig).
+const half_closed_ns = 250 * std.time.ns_per_ms;
 
 /// A list of pieces up to this size leaves in one send.
 const joined_bytes_max = 64 * 1024;
@@ -46,6 +51,8 @@ const Response = struct {
     input: ?*input_stream.InputStream = null,
     /// Of the whole body, where it is known before the first piece is sent.
     length: ?u64 = null,
+    /// The iterable says that it has one piece: the first that is not empty is the whole body.
+    is_single: bool = false,
     /// Of our own file wrapper, of which no more is sent than the Content-Length says.
     is_file: bool = false,
 
@@ -522,7 +529,7 @@ pub const Bridge = struct {
         }
         if (file_wrapper.is_wrapper(iterable)) return self.respond_file(crew, response);
         response.iterator = try capi.owned(capi.PyObject_GetIter(iterable));
-        if (is_of_length_one(iterable)) return self.respond_first(crew, response);
+        response.is_single = is_of_length_one(iterable);
         return self.iterate(crew, response);
     }
 
@@ -611,24 +618,9 @@ pub const Bridge = struct {
         return self.finish(crew);
     }
 
-    /// The iterable says that it has one piece, so the first that is not empty is the whole body.
-    fn respond_first(self: *Bridge, crew: *Crew, response: *Response) Trouble!State {
-        while (capi.PyIter_Next(response.iterator.?)) |piece| {
-            response.piece = piece;
-            const bytes = try piece_bytes(piece);
-            if (bytes.len > 0) {
-                if (try self.offer(crew, bytes, bytes.len) == .full) return .parked;
-                break;
-            }
-            response.drop_piece();
-        }
-        if (capi.PyErr_Occurred() != null) return error.Raised;
-        response.drop_piece();
-        return self.iterate(crew, response);
-    }
-
     fn iterate(self: *Bridge, crew: *Crew, response: *Response) Trouble!State {
         const iterator = response.iterator.?;
+        var left_ns: ?u64 = null;
         // HEAD, 204, 304: nothing that would follow the head is sent.
         while (!has_said_all(crew, response)) {
             const piece = capi.PyIter_Next(iterator) orelse break;
@@ -636,15 +628,36 @@ pub const Bridge = struct {
             var bytes = try piece_bytes(piece);
             if (response.is_file) bytes = crew.reply.cut_to_length(bytes);
             if (bytes.len > 0) {
-                if (try self.offer(crew, bytes, response.length) == .full) return .parked;
+                const length = if (response.is_single) bytes.len else response.length;
+                if (try self.offer(crew, bytes, length) == .full) return .parked;
             } else if (self.begin_suspension(crew)) {
                 response.drop_piece();
                 return .parked;
-            }
+            } else try check_client(crew, &left_ns);
             response.drop_piece();
         }
         if (capi.PyErr_Occurred() != null) return error.Raised;
         return self.finish(crew);
+    }
+
+    /// An iterable may yield empty strings until it has something (PEP 3333, "Middleware Handling
+    /// of Block Boundaries"). Nothing is sent that would fail, but it ends with its client too.
+    fn check_client(crew: *Crew, left_ns: *?u64) error{ClientGone}!void {
+        const connection = crew.connection;
+        // The poller leaves word there, so that this costs no system call.
+        const seen = connection.turn.load(.acquire);
+        if (seen & Turn.broken == 0) {
+            if (!connection.hangup and seen & Turn.hangup == 0) return;
+            // What is still being sent will show whether somebody takes it.
+            if (crew.reply.is_lent.load(.acquire)) return;
+            const now_ns = core.sys.monotonic_ns();
+            const since_ns = left_ns.* orelse now_ns;
+            left_ns.* = since_ns;
+            if (now_ns - since_ns < half_closed_ns) return;
+        }
+        crew.reply.progress.broken = true;
+        crew.exchange.record.client_gone = true;
+        return error.ClientGone;
     }
 
     /// The application has yielded an empty string. Whether it asked to be parked until an event

@@ -166,6 +166,46 @@ def hinted_meanwhile(environ: WSGIEnvironment, start_response: StartResponse) ->
     raise ValueError("while hints are sent")
 
 
+class OnePiece:
+    """Says that it has one piece, whatever it wraps."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces = pieces
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._pieces
+
+    def __len__(self) -> int:
+        return 1
+
+    def close(self) -> None:
+        """Close what it wraps."""
+        self._pieces.close()  # type: ignore[attr-defined]
+
+
+def polling(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """Waits with empty strings, behind as many bytes as the query says."""
+    start_response("200 OK", PLAIN)
+    pieces = _polling(environ["QUERY_STRING"], environ)
+    return OnePiece(pieces) if query(environ, "single") else pieces
+
+
+def _polling(tag: str, environ: WSGIEnvironment) -> Iterator[bytes]:
+    seconds = float(query(environ, "seconds", "20"))
+    try:
+        for _ in range(int(query(environ, "pieces", "0"))):
+            yield bytes(8 * 1024)
+        began = time.monotonic()
+        events.record("polling", tag=tag)
+        while time.monotonic() < began + seconds:
+            time.sleep(0.01)
+            yield b""
+        events.record("polled", tag=tag)
+        yield b"end"
+    finally:
+        events.record("closed", tag=tag)
+
+
 def ahead(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
     """Gets ahead of its client, by less than may be kept for it, and then makes it wait."""
     write = start_response("200 OK", PLAIN)
@@ -415,6 +455,7 @@ ROUTES = {
     "/sent-meanwhile": sent_meanwhile,
     "/opened-meanwhile": opened_meanwhile,
     "/hinted-meanwhile": hinted_meanwhile,
+    "/polling": polling,
     "/ahead": ahead,
     "/burst": burst,
     "/slow-close": slow_close,
