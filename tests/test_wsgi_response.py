@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from scripting import script
-from serving import Server, Servers
+from serving import APPLICATIONS, Server, Servers
 from wire import Response, Truncated, get, post
 
 PIECES = ["one ", "two ", "three"]
@@ -615,6 +615,43 @@ def test_close_that_raises_is_not_repeated(server: Server) -> None:
     assert ask(server, shape="iterator", raise_at="close", pieces=PIECES, tag=tag).body == BODY
     closed_once(server, tag)
     server.errors_expected = True
+
+
+@pytest.mark.parametrize("target", ["/odd", "/odd_file"])
+def test_close_that_cannot_be_looked_for(corners: Server, target: str) -> None:
+    """The response is whole, and the exception is in the log."""
+    assert corners.exchange(get(f"{target}?close&ValueError")).body == b"one two"
+    corners.wait_log("ValueError: odd close")
+
+
+@pytest.mark.parametrize("target", ["/odd", "/odd_file"])
+def test_close_that_is_not_there(corners: Server, target: str) -> None:
+    """An AttributeError says no more than that."""
+    assert corners.exchange(get(f"{target}?close&AttributeError")).body == b"one two"
+
+
+def test_length_that_cannot_be_told(corners: Server) -> None:
+    """Other exceptions than those that wsgiref takes for "there is none" are the application's."""
+    for kind in ("TypeError", "AttributeError", "NotImplementedError"):
+        assert corners.exchange(get(f"/odd?len&{kind}")).body == b"one two"
+    assert corners.exchange(get("/odd?len&MemoryError")).status == 500
+    corners.wait_log("MemoryError: odd len")
+
+
+def test_file_that_cannot_say_whether_it_is_readable(corners: Server) -> None:
+    """It is read, and the exception is not left for whoever comes next."""
+    response = corners.exchange(get("/odd_truth"))
+    assert response.body == (APPLICATIONS / "responding.py").read_bytes()
+
+
+def test_exception_that_does_not_tell_its_class(corners: Server) -> None:
+    """It is what is logged, though the client has left, and nothing of the server's."""
+    with corners.connect() as connection:
+        head = get("/faceless", "Content-Length: 9", "Expect: 100-continue", method="POST")
+        connection.send(head)
+        assert connection.interim_response().status == 100
+    corners.wait_log("application error: Faceless; POST")
+    assert "SystemError" not in corners.test_log()
 
 
 @pytest.mark.parametrize("end", ["close", "reset"])

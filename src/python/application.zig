@@ -509,10 +509,9 @@ pub const Bridge = struct {
     fn close_iterable(self: *Bridge, iterable: *Object) capi.Error!void {
         if (capi.is_exact(iterable, &capi.PyList_Type)) return;
         if (capi.is_exact(iterable, &capi.PyTuple_Type)) return;
-        if (capi.PyObject_HasAttr(iterable, self.names.keys.close) == 0) return;
-        const end: ?*Object = null;
-        const result = capi.PyObject_CallMethodObjArgs(iterable, self.names.keys.close, end);
-        capi.drop(try capi.owned(result));
+        const close = try capi.attribute(iterable, self.names.keys.close) orelse return;
+        defer capi.drop(close);
+        capi.drop(try capi.owned(capi.PyObject_CallNoArgs(close)));
     }
 
     // ---- The response --------------------------------------------------------------------------
@@ -529,7 +528,7 @@ pub const Bridge = struct {
         }
         if (file_wrapper.is_wrapper(iterable)) return self.respond_file(crew, response);
         response.iterator = try capi.owned(capi.PyObject_GetIter(iterable));
-        response.is_single = is_of_length_one(iterable);
+        response.is_single = try is_of_length_one(iterable);
         return self.iterate(crew, response);
     }
 
@@ -686,11 +685,16 @@ pub const Bridge = struct {
     }
 
     /// PEP 3333, "Handling the Content-Length Header": then the first piece is the whole body.
-    fn is_of_length_one(iterable: *Object) bool {
+    fn is_of_length_one(iterable: *Object) capi.Error!bool {
         const sq_length = 45;
         if (capi.PyType_GetSlot(iterable.type, sq_length) == null) return false;
         const size = capi.PyObject_Size(iterable);
-        if (size < 0) capi.PyErr_Clear();
+        // With wsgiref, too, these say that it has no length.
+        if (size < 0) try capi.forgive(&.{
+            capi.PyExc_TypeError,
+            capi.PyExc_AttributeError,
+            capi.PyExc_NotImplementedError,
+        });
         return size == 1;
     }
 
@@ -824,9 +828,10 @@ pub const Bridge = struct {
         answer_error(reply, status) catch reply.abort();
     }
 
+    /// As `except` has it, which does not ask for a `__class__`.
     fn is_os_error(exception: ?*Object) bool {
         const object = exception orelse return false;
-        return capi.PyObject_IsInstance(object, capi.PyExc_OSError) == 1;
+        return capi.is_kind_of(object, @ptrCast(@alignCast(capi.PyExc_OSError)));
     }
 
     fn answer_error(

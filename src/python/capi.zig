@@ -62,6 +62,20 @@ pub inline fn owned(object: ?*Object) Error!*Object {
     return object orelse error.Raised;
 }
 
+/// The attribute of this name, a new reference; null where there is none.
+pub fn attribute(object: *Object, name: *Object) Error!?*Object {
+    return PyObject_GetAttr(object, name) orelse {
+        try forgive(&.{PyExc_AttributeError});
+        return null;
+    };
+}
+
+pub fn is_true(object: *Object) Error!bool {
+    const truth = PyObject_IsTrue(object);
+    try checked(truth);
+    return truth == 1;
+}
+
 pub inline fn checked(result: c_int) Error!void {
     if (result < 0) return error.Raised;
 }
@@ -156,6 +170,12 @@ pub inline fn boolean(value: bool) *Object {
 
 pub fn raise(kind: *Object, message: [*:0]const u8) Error {
     PyErr_SetString(kind, message);
+    return error.Raised;
+}
+
+/// Clears the exception that is set, if it is one of these.
+pub fn forgive(kinds: []const *Object) Error!void {
+    for (kinds) |kind| if (PyErr_ExceptionMatches(kind) != 0) return PyErr_Clear();
     return error.Raised;
 }
 
@@ -264,6 +284,8 @@ pub extern var PyTuple_Type: Type;
 pub extern var PyCFunction_Type: Type;
 pub extern var PyTraceBack_Type: Type;
 pub extern var PyExc_AssertionError: *Object;
+pub extern var PyExc_AttributeError: *Object;
+pub extern var PyExc_NotImplementedError: *Object;
 pub extern var PyExc_OSError: *Object;
 pub extern var PyExc_RuntimeError: *Object;
 pub extern var PyExc_TypeError: *Object;
@@ -305,7 +327,6 @@ pub extern fn PyDict_GetItemWithError(*Object, *Object) ?*Object;
 pub extern fn PyDict_GetItemString(*Object, [*:0]const u8) ?*Object;
 pub extern fn PyObject_GetAttr(*Object, *Object) ?*Object;
 pub extern fn PyObject_GetAttrString(*Object, [*:0]const u8) ?*Object;
-pub extern fn PyObject_HasAttr(*Object, *Object) c_int;
 pub extern fn PyObject_CallNoArgs(*Object) ?*Object;
 pub extern fn PyObject_CallFunctionObjArgs(*Object, ...) ?*Object;
 pub extern fn PyObject_CallMethodObjArgs(*Object, *Object, ...) ?*Object;
@@ -315,7 +336,6 @@ pub extern fn PyObject_IsTrue(*Object) c_int;
 pub extern fn PyObject_Size(*Object) ssize;
 pub extern fn PyObject_Repr(*Object) ?*Object;
 pub extern fn PyObject_RichCompare(*Object, *Object, operation: c_int) ?*Object;
-pub extern fn PyObject_IsInstance(*Object, *Object) c_int;
 pub extern fn PyIter_Next(*Object) ?*Object;
 pub extern fn PyImport_ImportModule([*:0]const u8) ?*Object;
 pub extern fn PyImport_GetModule(*Object) ?*Object;
@@ -330,6 +350,7 @@ pub extern fn PyType_GetSlot(*Type, c_int) ?*anyopaque;
 pub extern fn PyType_GenericAlloc(*Type, ssize) ?*Object;
 pub extern fn PyErr_SetString(*Object, [*:0]const u8) void;
 pub extern fn PyErr_Occurred() ?*Object;
+pub extern fn PyErr_ExceptionMatches(*Object) c_int;
 pub extern fn PyErr_Clear() void;
 pub extern fn PyErr_Fetch(*?*Object, *?*Object, *?*Object) void;
 pub extern fn PyErr_Restore(?*Object, ?*Object, ?*Object) void;

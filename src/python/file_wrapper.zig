@@ -119,7 +119,7 @@ fn call_method(object: *Object, name: *Object) capi.Error!*Object {
 fn call_boolean(object: *Object, name: *Object) capi.Error!bool {
     const result = try call_method(object, name);
     defer capi.drop(result);
-    return capi.PyObject_IsTrue(result) == 1;
+    return capi.is_true(result);
 }
 
 fn call_integer(object: *Object, name: *Object) capi.Error!i64 {
@@ -182,10 +182,10 @@ fn iternext(object: *Object) callconv(.c) ?*Object {
 }
 
 fn close(object: ?*Object, _: ?*Object) callconv(.c) ?*Object {
-    const filelike = of(object.?).filelike.?;
-    if (capi.PyObject_HasAttr(filelike, keys.close) == 0) return capi.none();
-    const end: ?*Object = null;
-    return capi.PyObject_CallMethodObjArgs(filelike, keys.close, end);
+    const method = capi.attribute(of(object.?).filelike.?, keys.close) catch return null;
+    const function = method orelse return capi.none();
+    defer capi.drop(function);
+    return capi.PyObject_CallNoArgs(function);
 }
 
 const methods = [_]capi.MethodDef{

@@ -151,6 +151,85 @@ def write_late(environ: WSGIEnvironment, start_response: StartResponse) -> Itera
     yield b"four"
 
 
+class Odd:
+    """Two pieces; whatever else is asked of it may raise what the query names."""
+
+    def __init__(self, query: str) -> None:
+        self._pieces = iter([b"one ", b"two"])
+        self._where, _, self._kind = query.partition("&")
+
+    def _look(self, where: str) -> None:
+        if self._where == where:
+            raise {
+                "AttributeError": AttributeError,
+                "MemoryError": MemoryError,
+                "NotImplementedError": NotImplementedError,
+                "TypeError": TypeError,
+                "ValueError": ValueError,
+            }[self._kind](f"odd {where}")
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._pieces
+
+    def __len__(self) -> int:
+        self._look("len")
+        return 2
+
+    def read(self, size: int = -1) -> bytes:
+        """Give the pieces, as a file."""
+        return next(self._pieces, b"")
+
+    @property
+    def close(self) -> Callable[[], None]:
+        """What the server looks for."""
+        self._look("close")
+        return lambda: None
+
+
+def odd(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """Return something that is odd where the query says."""
+    start_response("200 OK", PLAIN)
+    return Odd(environ["QUERY_STRING"])
+
+
+def odd_file(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """Return a file that is odd where the query says."""
+    start_response("200 OK", PLAIN)
+    return environ["wsgi.file_wrapper"](Odd(environ["QUERY_STRING"]))  # type: ignore[no-any-return]
+
+
+class OddTruth:
+    """Neither true nor false."""
+
+    def __bool__(self) -> bool:
+        raise ValueError("odd truth")
+
+
+def odd_truth(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """Return a file that cannot say whether it is readable, which it is."""
+    start_response("200 OK", PLAIN)
+    file: Any = io.FileIO(__file__)
+    file.readable = OddTruth
+    return environ["wsgi.file_wrapper"](file)  # type: ignore[no-any-return]
+
+
+class Faceless(Exception):
+    """Does not tell what it is."""
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        raise KeyError("faceless class")
+
+
+def faceless(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """Fail when the client has left, with something that is not to be taken for its failure."""
+    try:
+        environ["wsgi.input"].read()
+    except OSError:
+        raise Faceless("in the middle") from None
+    return hello(environ, start_response)
+
+
 # wsgi.file_wrapper
 
 
@@ -338,6 +417,10 @@ ROUTES: dict[str, Application] = {
         started_in_iter,
         write_text,
         write_late,
+        odd,
+        odd_file,
+        odd_truth,
+        faceless,
         file,
         large_list,
         large_iterator,
