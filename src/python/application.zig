@@ -60,10 +60,7 @@ const Response = struct {
         capi.drop_maybe(self.iterator);
         capi.drop_maybe(self.iterable);
         self.drop_piece();
-        if (self.input) |stream| {
-            input_stream.close_for_good(stream);
-            capi.drop(&stream.head);
-        }
+        if (self.input) |stream| input_stream.drop(stream);
         self.* = .{};
     }
 

@@ -233,6 +233,7 @@ pub const slot_end: Slot = .{ .slot = 0, .function = null };
 pub const nb_bool: c_int = 9;
 pub const nb_index: c_int = 13;
 pub const tp_call: c_int = 50;
+pub const tp_clear: c_int = 51;
 pub const tp_dealloc: c_int = 52;
 pub const tp_doc: c_int = 56;
 pub const tp_iter: c_int = 62;
@@ -241,6 +242,7 @@ pub const tp_methods: c_int = 64;
 pub const tp_new: c_int = 65;
 pub const tp_repr: c_int = 66;
 pub const tp_richcompare: c_int = 67;
+pub const tp_traverse: c_int = 71;
 
 pub const Spec = extern struct {
     name: [*:0]const u8,
@@ -252,6 +254,8 @@ pub const Spec = extern struct {
 
 pub const type_default: c_uint = 0;
 pub const type_no_instances: c_uint = 1 << 7;
+/// The garbage collector knows its instances: they hold what may hold them.
+pub const type_collected: c_uint = 1 << 14;
 
 const flag_list_subclass: c_ulong = 1 << 25;
 const flag_tuple_subclass: c_ulong = 1 << 26;
@@ -263,6 +267,9 @@ const flag_exception_subclass: c_ulong = 1 << 30;
 pub inline fn allocate(comptime T: type, kind: *Type) Error!*T {
     return @ptrCast(@alignCast(try owned(PyType_GenericAlloc(kind, 0))));
 }
+
+/// What a tp_traverse calls with each object that is held, until that does not return 0.
+pub const Visit = *const fn (*Object, ?*anyopaque) callconv(.c) c_int;
 
 /// Frees an instance of such a type, in its tp_dealloc.
 pub fn deallocate(object: *Object) void {
@@ -347,6 +354,7 @@ pub extern fn PyType_FromSpec(*const Spec) ?*Type;
 pub extern fn PyType_IsSubtype(kind: *Type, other: *Type) c_int;
 pub extern fn PyType_GetFlags(*Type) c_ulong;
 pub extern fn PyType_GetSlot(*Type, c_int) ?*anyopaque;
+pub extern fn PyObject_GC_UnTrack(*Object) void;
 pub extern fn PyType_GenericAlloc(*Type, ssize) ?*Object;
 pub extern fn PyErr_SetString(*Object, [*:0]const u8) void;
 pub extern fn PyErr_Occurred() ?*Object;

@@ -1,5 +1,7 @@
 """Applications for the corners of start_response, the file wrapper and long responses."""
 
+import ctypes
+import gc
 import io
 import os
 import sys
@@ -301,6 +303,51 @@ def file(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[by
     raise KeyError(kind)
 
 
+class Cyclic:
+    """A file that has its own wrapper, and counts the files that there are."""
+
+    alive = 0
+
+    def __init__(self, wrapper: Any) -> None:
+        Cyclic.alive += 1
+        self.wrapper = wrapper(self)
+        self.block = wrapper(io.BytesIO(), self)
+
+    def __del__(self) -> None:
+        Cyclic.alive -= 1
+
+    def read(self, size: int = -1) -> bytes:
+        """Read nothing."""
+        return b""
+
+
+def cycle(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """Make files that hold their wrappers, and tell how many are left."""
+    for _ in range(100):
+        Cyclic(environ["wsgi.file_wrapper"])
+    gc.collect()
+    start_response("200 OK", PLAIN)
+    return [f"{Cyclic.alive} left".encode()]
+
+
+def trailers_cycle(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """Put the environ into its list of trailers, and read none of the body."""
+    environ["serve_zig.trailers"] += [environ, Cyclic(environ["wsgi.file_wrapper"])]
+    return hello(environ, start_response)
+
+
+def collected(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """Use a wrapper that the collector has begun to take apart, as the rest of a cycle may."""
+    wrapper = environ["wsgi.file_wrapper"](io.BytesIO(b"its file"))
+    slot = ctypes.pythonapi.PyType_GetSlot
+    slot.restype = ctypes.c_void_p
+    slot.argtypes = [ctypes.py_object, ctypes.c_int]
+    tp_clear = 51
+    ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object)(slot(type(wrapper), tp_clear))(wrapper)
+    start_response("200 OK", PLAIN)
+    return wrapper  # type: ignore[no-any-return]
+
+
 # Long ones
 
 
@@ -422,6 +469,9 @@ ROUTES: dict[str, Application] = {
         odd_truth,
         faceless,
         file,
+        cycle,
+        trailers_cycle,
+        collected,
         large_list,
         large_iterator,
         drip,
