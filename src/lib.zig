@@ -41,7 +41,7 @@ pub const Server = py.class(struct {
     }
 
     pub fn worker_count(self: *const Self) !u32 {
-        return server_object.worker_count(self.handle);
+        return raised(server_object.worker_count(self.handle));
     }
 
     /// The life of the worker thread of this number; returns when the server has stopped.
@@ -64,7 +64,7 @@ pub const Server = py.class(struct {
 
     /// A descriptor for signal.set_wakeup_fd, so that `wait` sees every signal.
     pub fn wakeup_fd(self: *const Self) !i32 {
-        return server_object.wakeup_fd(self.handle);
+        return raised(server_object.wakeup_fd(self.handle));
     }
 
     /// True when the server has stopped; False after a signal or when the time is over.

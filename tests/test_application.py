@@ -8,7 +8,7 @@ from textwrap import dedent
 
 import pytest
 
-from serve_zig import application
+from serve_zig import _core, application
 from serve_zig.application_traceback import (
     escape_controls,
     format_exception,
@@ -477,3 +477,11 @@ def test_frames_of_the_launcher_are_known_by_their_file() -> None:
     assert is_launcher_file("<frozen importlib._bootstrap>")
     assert not is_launcher_file(__file__)
     assert not is_launcher_file("/srv/serve_zig/app.py")
+
+
+@pytest.mark.parametrize("method", ["worker_count", "wakeup_fd", "status"])
+def test_server_that_was_not_made(method: str) -> None:
+    """Its methods raise what is wrong, and leave no exception for others."""
+    server = _core.Server.__new__(_core.Server)
+    with pytest.raises(RuntimeError, match="the server was not initialised"):
+        getattr(server, method)()

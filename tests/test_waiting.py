@@ -1,13 +1,15 @@
 """Responses that wait for an event of the application, in unusual ways, on a real server."""
 
 import random
+import re
 import threading
 import time
+from collections.abc import Callable
 
 import pytest
 
-from serving import Server, Servers, wait_until
-from wire import all_closed, get, post
+from serving import APPLICATIONS, Server, Servers, wait_until
+from wire import Connection, all_closed, get, post
 
 LARGE = 8 << 20
 
@@ -22,6 +24,17 @@ def server(serve_module: Servers) -> Server:
 def single(serve_module: Servers) -> Server:
     """One thread, so that two workers serve everything."""
     return serve_module("waiting:app", {"concurrency": {"threads": 1}})
+
+
+@pytest.fixture(scope="module")
+def polled(serve_module: Servers) -> Server:
+    """One thread, and room for what a client does not take."""
+    config = {
+        "concurrency": {"threads": 1},
+        "limits": {"response_memory": LARGE},
+        "log": {"access": "stdout"},
+    }
+    return serve_module("waiting:app", config)
 
 
 def body_of(server: Server, target: str) -> bytes:
@@ -74,6 +87,94 @@ def test_another_thread_may_write_during_a_wait(server: Server) -> None:
         assert connection.chunk() == bytes(LARGE)
         assert connection.chunk() == b"end"
         assert connection.chunk() == b""
+
+
+@pytest.mark.parametrize("way", [Connection.close, Connection.reset, Connection.finish])
+@pytest.mark.parametrize("spec", ["pieces=1", "pieces=0", "single=1", "pieces=400"])
+def test_a_client_that_leaves_ends_a_wait_with_empty_strings(
+    polled: Server, spec: str, way: Callable[[Connection], None]
+) -> None:
+    """PEP 3333 lets an iterable yield them until it has something; nothing is sent that tells."""
+    tag = f"{spec}&{way.__name__}"
+    with polled.connect(receive_buffer=4096) as connection:
+        connection.send(get(f"/polling?{tag}"))
+        polled.wait_event("polling", tag=tag)
+        if way is Connection.finish and spec == "pieces=400":
+            connection.head()
+            for _ in range(400):
+                connection.chunk()
+        way(connection)
+        polled.wait_event("closed", tag=tag, within=3)
+    assert not polled.events("polled", tag=tag)
+    assert body_of(polled, "/hello") == b"hello"
+    status = "200" if "pieces=1" in spec or "400" in spec else "499"
+    wait_until(
+        lambda: re.search(rf'"GET /polling\?{tag} HTTP/1.1" {status} ', polled.output()),
+        2,
+        lambda: polled.output(),
+    )
+
+
+@pytest.mark.parametrize("seconds", [0.1, 0.6])
+def test_a_client_that_waits_gets_what_follows_empty_strings(
+    polled: Server, seconds: float
+) -> None:
+    """For a moment also one that has only said that it sends no more."""
+    with polled.connect() as connection:
+        connection.send(get(f"/polling?seconds={seconds}", "Connection: close"))
+        if seconds < 0.25:
+            connection.finish()
+        assert connection.response().body == b"end"
+
+
+def test_a_client_that_still_takes_what_was_sent_has_not_left(polled: Server) -> None:
+    """It says that it sends no more, and is slow."""
+    tag = "pieces=400&seconds=1"
+    with polled.connect(receive_buffer=4096) as connection:
+        connection.send(get(f"/polling?{tag}"))
+        connection.finish()
+        polled.wait_event("polled", tag=tag)
+        assert connection.response().body == bytes(400 * 8 * 1024) + b"end"
+
+
+@pytest.mark.parametrize("kind", ["piece", "file"])
+def test_no_other_thread_writes_while_the_worker_sends(server: Server, kind: str) -> None:
+    """The response cannot park, so its worker waits for the client, without the GIL."""
+    with server.connect(receive_buffer=4096) as connection:
+        connection.send(
+            f"POST /sent-meanwhile?kind={kind} HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n"
+            "Expect: 100-continue\r\n\r\n".encode()
+        )
+        assert connection.interim_response().status == 100
+        server.open_gate(f"reading-{kind}")
+        (event,) = server.wait_event("intruded", kind=kind)
+        message = "the response is being sent by another thread"
+        assert event["message"] == f"{message}; {message}"
+        connection.head()
+        assert connection.take(LARGE) == bytes(LARGE)
+        connection.expect_cut()
+
+
+def test_no_other_thread_writes_while_a_file_is_opened(server: Server) -> None:
+    """Its head would be sent, and the file be left out."""
+    response = server.exchange(get("/opened-meanwhile"))
+    (event,) = server.wait_event("told")
+    assert event["message"] == "the response is being sent by another thread"
+    assert response.body == (APPLICATIONS / "waiting.py").read_bytes()
+
+
+def test_no_answer_between_early_hints_of_another_thread(serve: Servers) -> None:
+    """A handler that fails meanwhile has its connection closed."""
+    server = serve("waiting:app", {"limits": {"response_memory": 1}})
+    with server.connect(receive_buffer=4096) as connection:
+        connection.send(get("/hinted-meanwhile"))
+        server.wait_log("ValueError: while hints are sent")
+        data = connection.read_to_end(reset_counts=True)
+    server.wait_event("hinted")
+    hint, rest = data.split(b"\r\n\r\n", 1)
+    assert hint.startswith(b"HTTP/1.1 103 ")
+    assert (hint + b"\r\n\r\n").startswith(rest.split(b"\r\n\r\n")[-1])
+    assert b"500" not in data
 
 
 @pytest.mark.parametrize("version", ["1.0", "1.1"])

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from scripting import script
-from serving import Server, Servers
+from serving import APPLICATIONS, Server, Servers
 from wire import Response, Truncated, get, post
 
 PIECES = ["one ", "two ", "three"]
@@ -372,6 +372,40 @@ def test_exc_info_after_the_head(corners: Server) -> None:
     corners.wait_log("after the head")
 
 
+@pytest.mark.parametrize("when", ["early", "late"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "no exception class",
+        "no exception",
+        "text",
+        "class alone",
+        "no traceback",
+        "traceback alone",
+        "pair",
+        "list",
+        "bare exception",
+        "true",
+    ],
+)
+def test_wrong_exc_info(corners: Server, kind: str, when: str) -> None:
+    """What cannot be raised is the same error before the head is sent and after it."""
+    response = corners.exchange(get(f"/wrong_exc_info?{kind.replace(' ', '+')}&{when}"))
+    assert response.status == 200
+    assert re.search(rb"TypeError: exc_info .*sys.exc_info\(\)", response.body), response.body
+    assert corners.exchange(get("/hello")).body == b"hello"
+
+
+def test_exc_info_of_no_exception(corners: Server) -> None:
+    """sys.exc_info() outside of an except clause replaces the head, and cannot be raised."""
+    response = corners.exchange(get("/wrong_exc_info?outside&early"))
+    assert (response.status, response.reason) == (500, "Replaced")
+    assert response.body == b"no error"
+    response = corners.exchange(get("/wrong_exc_info?outside&late"))
+    assert response.status == 200
+    assert response.body.startswith(b"late TypeError: exc_info ")
+
+
 @pytest.mark.parametrize("target", ["/never", "/never_and_empty"])
 def test_start_response_never_called(corners: Server, target: str) -> None:
     """A body without a head is an error of the application."""
@@ -583,6 +617,43 @@ def test_close_that_raises_is_not_repeated(server: Server) -> None:
     server.errors_expected = True
 
 
+@pytest.mark.parametrize("target", ["/odd", "/odd_file"])
+def test_close_that_cannot_be_looked_for(corners: Server, target: str) -> None:
+    """The response is whole, and the exception is in the log."""
+    assert corners.exchange(get(f"{target}?close&ValueError")).body == b"one two"
+    corners.wait_log("ValueError: odd close")
+
+
+@pytest.mark.parametrize("target", ["/odd", "/odd_file"])
+def test_close_that_is_not_there(corners: Server, target: str) -> None:
+    """An AttributeError says no more than that."""
+    assert corners.exchange(get(f"{target}?close&AttributeError")).body == b"one two"
+
+
+def test_length_that_cannot_be_told(corners: Server) -> None:
+    """Other exceptions than those that wsgiref takes for "there is none" are the application's."""
+    for kind in ("TypeError", "AttributeError", "NotImplementedError"):
+        assert corners.exchange(get(f"/odd?len&{kind}")).body == b"one two"
+    assert corners.exchange(get("/odd?len&MemoryError")).status == 500
+    corners.wait_log("MemoryError: odd len")
+
+
+def test_file_that_cannot_say_whether_it_is_readable(corners: Server) -> None:
+    """It is read, and the exception is not left for whoever comes next."""
+    response = corners.exchange(get("/odd_truth"))
+    assert response.body == (APPLICATIONS / "responding.py").read_bytes()
+
+
+def test_exception_that_does_not_tell_its_class(corners: Server) -> None:
+    """It is what is logged, though the client has left, and nothing of the server's."""
+    with corners.connect() as connection:
+        head = get("/faceless", "Content-Length: 9", "Expect: 100-continue", method="POST")
+        connection.send(head)
+        assert connection.interim_response().status == 100
+    corners.wait_log("application error: Faceless; POST")
+    assert "SystemError" not in corners.test_log()
+
+
 @pytest.mark.parametrize("end", ["close", "reset"])
 def test_close_when_the_client_has_gone(serve: Servers, end: str) -> None:
     """Row: client disconnect -> iterator `close()` soon."""
@@ -696,6 +767,26 @@ def test_client_gone_in_the_middle_of_a_file(corners: Server) -> None:
         connection.reset()
     corners.wait_event("closed", tag="real", count=before + 1)
     assert corners.exchange(get("/hello")).body == b"hello"
+
+
+def test_file_that_holds_its_wrapper(corners: Server) -> None:
+    """The garbage collector finds the cycle."""
+    assert corners.exchange(get("/cycle")).body == b"0 left"
+
+
+def test_trailers_that_never_come(corners: Server) -> None:
+    """The stream, which the collector does not look into, does not hold their list any more."""
+    head = get(
+        "/trailers_cycle", "Transfer-Encoding: chunked", "Expect: 100-continue", method="POST"
+    )
+    assert corners.exchange(head).body == b"hello"
+    assert corners.exchange(get("/cycle")).body == b"0 left"
+
+
+def test_wrapper_that_the_collector_has_taken_apart(corners: Server) -> None:
+    """It has no file any more, and says so when it is read."""
+    assert corners.exchange(get("/collected")).status == 500
+    corners.wait_log("AttributeError: 'NoneType' object has no attribute 'read'")
 
 
 # What the server offers besides

@@ -20,8 +20,13 @@ const file_wrapper = @import("file_wrapper.zig");
 const names_module = @import("names.zig");
 const Object = capi.Object;
 const Crew = core.server.Crew;
+const Turn = core.connection.Turn;
 const Names = names_module.Names;
 const Environs = environ_module.Environs;
+
+/// How long a client that has closed its sending side may still wait, as for a response that is
+/// suspended (poller.zig).
+const half_closed_ns = 250 * std.time.ns_per_ms;
 
 /// A list of pieces up to this size leaves in one send.
 const joined_bytes_max = 64 * 1024;
@@ -46,6 +51,8 @@ const Response = struct {
     input: ?*input_stream.InputStream = null,
     /// Of the whole body, where it is known before the first piece is sent.
     length: ?u64 = null,
+    /// The iterable says that it has one piece: the first that is not empty is the whole body.
+    is_single: bool = false,
     /// Of our own file wrapper, of which no more is sent than the Content-Length says.
     is_file: bool = false,
 
@@ -53,10 +60,7 @@ const Response = struct {
         capi.drop_maybe(self.iterator);
         capi.drop_maybe(self.iterable);
         self.drop_piece();
-        if (self.input) |stream| {
-            input_stream.close_for_good(stream);
-            capi.drop(&stream.head);
-        }
+        if (self.input) |stream| input_stream.drop(stream);
         self.* = .{};
     }
 
@@ -85,7 +89,8 @@ const Seat = struct {
     handles: ?*call_module.Handles = null,
     /// By listener; they refer to the handles.
     templates: []?environ_module.Template = &.{},
-    /// Those of the request in progress: the worker's own, or what a parked one kept.
+    /// Those of the request in progress: the worker's own, or what a parked one kept. Null when
+    /// the application can do nothing to it any more.
     active: ?*call_module.Handles = null,
     /// Of the request in progress; borrowed from its response.
     input: ?*input_stream.InputStream = null,
@@ -357,6 +362,7 @@ pub const Bridge = struct {
         );
         if (crew.server.is_child) end_child(null);
         handles.close_for_good();
+        seat.active = null;
         const asked_for = suspend_module.take(handles.call);
         const is_own = seat.handles == handles;
         const are_kept = handles.are_kept(if (is_own) seat.count_templates() else 0);
@@ -501,10 +507,9 @@ pub const Bridge = struct {
     fn close_iterable(self: *Bridge, iterable: *Object) capi.Error!void {
         if (capi.is_exact(iterable, &capi.PyList_Type)) return;
         if (capi.is_exact(iterable, &capi.PyTuple_Type)) return;
-        if (capi.PyObject_HasAttr(iterable, self.names.keys.close) == 0) return;
-        const end: ?*Object = null;
-        const result = capi.PyObject_CallMethodObjArgs(iterable, self.names.keys.close, end);
-        capi.drop(try capi.owned(result));
+        const close = try capi.attribute(iterable, self.names.keys.close) orelse return;
+        defer capi.drop(close);
+        capi.drop(try capi.owned(capi.PyObject_CallNoArgs(close)));
     }
 
     // ---- The response --------------------------------------------------------------------------
@@ -521,26 +526,31 @@ pub const Bridge = struct {
         }
         if (file_wrapper.is_wrapper(iterable)) return self.respond_file(crew, response);
         response.iterator = try capi.owned(capi.PyObject_GetIter(iterable));
-        if (is_of_length_one(iterable)) return self.respond_first(crew, response);
+        response.is_single = try is_of_length_one(iterable);
         return self.iterate(crew, response);
     }
 
     /// From the file itself where it is one, else block by block.
     fn respond_file(self: *Bridge, crew: *Crew, response: *Response) Trouble!State {
         try self.check_may_write(crew);
-        const reply = &crew.reply;
         const wrapper = response.iterable.?;
-        if (reply.takes_file()) if (file_wrapper.open_regular(wrapper)) |file| {
-            const flow = reply.offer_file(file) catch |err| return trouble_of(err);
-            if (flow == .full) {
-                if (self.may_park(crew)) return .parked;
-                reply.settle() catch |err| return trouble_of(err);
-            }
+        if (try self.offer_file(crew, wrapper)) |flow| {
+            if (flow == .full and try self.settle(crew) == .full) return .parked;
             return self.finish(crew);
-        };
+        }
         response.is_file = true;
         response.iterator = try capi.owned(capi.PyObject_GetIter(wrapper));
         return self.iterate(crew, response);
+    }
+
+    /// Null where the file has to be read. The GIL is given away, to open the file and to send it.
+    fn offer_file(self: *Bridge, crew: *Crew, wrapper: *Object) Trouble!?core.reply.Flow {
+        const call = self.seats[crew.worker.index].active.?.call;
+        call.busy = true;
+        defer call.busy = false;
+        if (!crew.reply.takes_file()) return null;
+        const file = file_wrapper.open_regular(wrapper) orelse return null;
+        return crew.reply.offer_file(file) catch |err| trouble_of(err);
     }
 
     /// All pieces are there, so the length is known, and a wrong piece is found before the head is
@@ -605,24 +615,9 @@ pub const Bridge = struct {
         return self.finish(crew);
     }
 
-    /// The iterable says that it has one piece, so the first that is not empty is the whole body.
-    fn respond_first(self: *Bridge, crew: *Crew, response: *Response) Trouble!State {
-        while (capi.PyIter_Next(response.iterator.?)) |piece| {
-            response.piece = piece;
-            const bytes = try piece_bytes(piece);
-            if (bytes.len > 0) {
-                if (try self.offer(crew, bytes, bytes.len) == .full) return .parked;
-                break;
-            }
-            response.drop_piece();
-        }
-        if (capi.PyErr_Occurred() != null) return error.Raised;
-        response.drop_piece();
-        return self.iterate(crew, response);
-    }
-
     fn iterate(self: *Bridge, crew: *Crew, response: *Response) Trouble!State {
         const iterator = response.iterator.?;
+        var left_ns: ?u64 = null;
         // HEAD, 204, 304: nothing that would follow the head is sent.
         while (!has_said_all(crew, response)) {
             const piece = capi.PyIter_Next(iterator) orelse break;
@@ -630,15 +625,36 @@ pub const Bridge = struct {
             var bytes = try piece_bytes(piece);
             if (response.is_file) bytes = crew.reply.cut_to_length(bytes);
             if (bytes.len > 0) {
-                if (try self.offer(crew, bytes, response.length) == .full) return .parked;
+                const length = if (response.is_single) bytes.len else response.length;
+                if (try self.offer(crew, bytes, length) == .full) return .parked;
             } else if (self.begin_suspension(crew)) {
                 response.drop_piece();
                 return .parked;
-            }
+            } else try check_client(crew, &left_ns);
             response.drop_piece();
         }
         if (capi.PyErr_Occurred() != null) return error.Raised;
         return self.finish(crew);
+    }
+
+    /// An iterable may yield empty strings until it has something (PEP 3333, "Middleware Handling
+    /// of Block Boundaries"). Nothing is sent that would fail, but it ends with its client too.
+    fn check_client(crew: *Crew, left_ns: *?u64) error{ClientGone}!void {
+        const connection = crew.connection;
+        // The poller leaves word there, so that this costs no system call.
+        const seen = connection.turn.load(.acquire);
+        if (seen & Turn.broken == 0) {
+            if (!connection.hangup and seen & Turn.hangup == 0) return;
+            // What is still being sent will show whether somebody takes it.
+            if (crew.reply.is_lent.load(.acquire)) return;
+            const now_ns = core.sys.monotonic_ns();
+            const since_ns = left_ns.* orelse now_ns;
+            left_ns.* = since_ns;
+            if (now_ns - since_ns < half_closed_ns) return;
+        }
+        crew.reply.progress.broken = true;
+        crew.exchange.record.client_gone = true;
+        return error.ClientGone;
     }
 
     /// The application has yielded an empty string. Whether it asked to be parked until an event
@@ -667,11 +683,16 @@ pub const Bridge = struct {
     }
 
     /// PEP 3333, "Handling the Content-Length Header": then the first piece is the whole body.
-    fn is_of_length_one(iterable: *Object) bool {
+    fn is_of_length_one(iterable: *Object) capi.Error!bool {
         const sq_length = 45;
         if (capi.PyType_GetSlot(iterable.type, sq_length) == null) return false;
         const size = capi.PyObject_Size(iterable);
-        if (size < 0) capi.PyErr_Clear();
+        // With wsgiref, too, these say that it has no length.
+        if (size < 0) try capi.forgive(&.{
+            capi.PyExc_TypeError,
+            capi.PyExc_AttributeError,
+            capi.PyExc_NotImplementedError,
+        });
         return size == 1;
     }
 
@@ -691,7 +712,15 @@ pub const Bridge = struct {
     ) Trouble!core.reply.Flow {
         try self.check_may_write(crew);
         const flow = crew.reply.offer(bytes, length) catch |err| return trouble_of(err);
-        if (flow == .more or self.may_park(crew)) return flow;
+        return if (flow == .full) self.settle(crew) else flow;
+    }
+
+    /// Waits until the client has taken everything, without the GIL, where the response can't park.
+    fn settle(self: *Bridge, crew: *Crew) Trouble!core.reply.Flow {
+        if (self.may_park(crew)) return .full;
+        const call = self.seats[crew.worker.index].active.?.call;
+        call.busy = true;
+        defer call.busy = false;
         crew.reply.settle() catch |err| return trouble_of(err);
         return .more;
     }
@@ -759,16 +788,22 @@ pub const Bridge = struct {
                 const is_clients = is_client_failure(crew) and is_os_error(exception);
                 if (!is_clients) {
                     self.report_trouble(crew, exception);
-                } else if (!reply.progress.head_sent and !reply.progress.broken) {
+                } else if (self.may_answer(crew)) {
                     return answer_client_failure(crew);
                 }
             },
         }
-        if (reply.progress.head_sent or reply.progress.broken) {
-            if (!reply.progress.finished) reply.abort();
-            return;
-        }
-        answer_error(reply, "500 Internal Server Error") catch reply.abort();
+        if (self.may_answer(crew)) {
+            answer_error(reply, "500 Internal Server Error") catch reply.abort();
+        } else if (!reply.progress.finished) reply.abort();
+    }
+
+    /// Not in the middle of another thread's early hints.
+    fn may_answer(self: *Bridge, crew: *const Crew) bool {
+        const progress = &crew.reply.progress;
+        const active = self.seats[crew.worker.index].active;
+        const is_busy = if (active) |handles| handles.call.busy else false;
+        return !progress.head_sent and !progress.broken and !is_busy;
     }
 
     /// The application has forked this process, and comes back in it from its handler: there is
@@ -806,9 +841,10 @@ pub const Bridge = struct {
         answer_error(reply, status) catch reply.abort();
     }
 
+    /// As `except` has it, which does not ask for a `__class__`.
     fn is_os_error(exception: ?*Object) bool {
         const object = exception orelse return false;
-        return capi.PyObject_IsInstance(object, capi.PyExc_OSError) == 1;
+        return capi.is_kind_of(object, @ptrCast(@alignCast(capi.PyExc_OSError)));
     }
 
     fn answer_error(
@@ -820,7 +856,7 @@ pub const Bridge = struct {
         try reply.start(status);
         try reply.head.add("Content-Type", "text/plain; charset=utf-8");
         reply.progress.must_close = true;
-        try reply.write(text, text.len);
+        _ = try reply.offer(text, text.len);
         try reply.finish();
     }
 

@@ -18,7 +18,8 @@ pub const Call = extern struct {
     crew: ?*Crew,
     /// What start_response returns; borrowed from the same `Handles`.
     write: ?*Object,
-    /// A `write` is in progress, perhaps waiting for the client without the GIL.
+    /// A `write` is in progress, or the worker itself sends, perhaps waiting for the client
+    /// without the GIL: nobody else may send.
     busy: bool,
     /// The response waits for its client, so there is no worker but there is a request.
     is_parked: bool,
@@ -163,8 +164,10 @@ fn start(object: ?*Object, arguments: []const *Object) capi.Error!*Object {
     else
         null;
     if (exc_info) |info| {
+        const is_late = reply.progress.head_sent;
+        try check_exc_info(info, is_late);
         // Too late to change the response: the error goes on (PEP 3333, "Error Handling").
-        if (reply.progress.head_sent) return reraise(info);
+        if (is_late) return reraise(info);
     } else if (reply.progress.started) return capi.raise(
         capi.PyExc_AssertionError,
         "start_response was called a second time without exc_info (PEP 3333)",
@@ -173,16 +176,31 @@ fn start(object: ?*Object, arguments: []const *Object) capi.Error!*Object {
     return capi.new(of(object).write.?);
 }
 
-fn reraise(info: *Object) capi.Error {
-    if (!capi.is_tuple(info) or capi.PyTuple_Size(info) != 3) return capi.raise(
+/// Only an exception can be raised: CPython does not ask, and ends the process with anything else.
+/// What sys.exc_info() returns outside of an except clause holds none; as with other servers it
+/// replaces a head that was not sent.
+fn check_exc_info(info: *Object, is_late: bool) capi.Error!void {
+    if (capi.is_tuple(info) and capi.PyTuple_Size(info) == 3) {
+        const kind = capi.PyTuple_GetItem(info, 0) orelse return error.Raised;
+        const value = capi.PyTuple_GetItem(info, 1) orelse return error.Raised;
+        const traceback = capi.PyTuple_GetItem(info, 2) orelse return error.Raised;
+        const has_trace = capi.is_exact(traceback, &capi.PyTraceBack_Type);
+        const has_none = capi.is_none(traceback);
+        if (capi.is_exception(value) and (has_trace or has_none)) return;
+        if (capi.is_none(kind) and capi.is_none(value) and has_none and !is_late) return;
+    }
+    return capi.raise(
         capi.PyExc_TypeError,
-        "exc_info is not a tuple as sys.exc_info() returns it",
+        "exc_info is not what sys.exc_info() returns within an except clause",
     );
-    const kind = capi.PyTuple_GetItem(info, 0) orelse return error.Raised;
-    const value = capi.PyTuple_GetItem(info, 1) orelse return error.Raised;
+}
+
+fn reraise(info: *Object) capi.Error {
+    const exception = capi.PyTuple_GetItem(info, 1) orelse return error.Raised;
     const traceback = capi.PyTuple_GetItem(info, 2) orelse return error.Raised;
+    const kind: *Object = @ptrCast(@alignCast(exception.type));
     const trace: ?*Object = if (capi.is_none(traceback)) null else capi.new(traceback);
-    capi.PyErr_Restore(capi.new(kind), capi.new(value), trace);
+    capi.PyErr_Restore(capi.new(kind), capi.new(exception), trace);
     return error.Raised;
 }
 
@@ -257,7 +275,7 @@ fn write_once(object: ?*Object, data: *Object) capi.Error!void {
     );
     if (call.busy) return capi.raise(
         capi.PyExc_RuntimeError,
-        "write is being called by another thread",
+        "the response is being sent by another thread",
     );
     if (!crew.reply.progress.started) return capi.raise(
         capi.PyExc_AssertionError,

@@ -62,6 +62,20 @@ pub inline fn owned(object: ?*Object) Error!*Object {
     return object orelse error.Raised;
 }
 
+/// The attribute of this name, a new reference; null where there is none.
+pub fn attribute(object: *Object, name: *Object) Error!?*Object {
+    return PyObject_GetAttr(object, name) orelse {
+        try forgive(&.{PyExc_AttributeError});
+        return null;
+    };
+}
+
+pub fn is_true(object: *Object) Error!bool {
+    const truth = PyObject_IsTrue(object);
+    try checked(truth);
+    return truth == 1;
+}
+
 pub inline fn checked(result: c_int) Error!void {
     if (result < 0) return error.Raised;
 }
@@ -104,6 +118,10 @@ pub inline fn is_list(object: *Object) bool {
 
 pub inline fn is_tuple(object: *Object) bool {
     return PyType_GetFlags(object.type) & flag_tuple_subclass != 0;
+}
+
+pub inline fn is_exception(object: *Object) bool {
+    return PyType_GetFlags(object.type) & flag_exception_subclass != 0;
 }
 
 /// The contents, as long as the object lives. Only for what `is_bytes` says yes to.
@@ -152,6 +170,12 @@ pub inline fn boolean(value: bool) *Object {
 
 pub fn raise(kind: *Object, message: [*:0]const u8) Error {
     PyErr_SetString(kind, message);
+    return error.Raised;
+}
+
+/// Clears the exception that is set, if it is one of these.
+pub fn forgive(kinds: []const *Object) Error!void {
+    for (kinds) |kind| if (PyErr_ExceptionMatches(kind) != 0) return PyErr_Clear();
     return error.Raised;
 }
 
@@ -209,6 +233,7 @@ pub const slot_end: Slot = .{ .slot = 0, .function = null };
 pub const nb_bool: c_int = 9;
 pub const nb_index: c_int = 13;
 pub const tp_call: c_int = 50;
+pub const tp_clear: c_int = 51;
 pub const tp_dealloc: c_int = 52;
 pub const tp_doc: c_int = 56;
 pub const tp_iter: c_int = 62;
@@ -217,6 +242,7 @@ pub const tp_methods: c_int = 64;
 pub const tp_new: c_int = 65;
 pub const tp_repr: c_int = 66;
 pub const tp_richcompare: c_int = 67;
+pub const tp_traverse: c_int = 71;
 
 pub const Spec = extern struct {
     name: [*:0]const u8,
@@ -228,16 +254,22 @@ pub const Spec = extern struct {
 
 pub const type_default: c_uint = 0;
 pub const type_no_instances: c_uint = 1 << 7;
+/// The garbage collector knows its instances: they hold what may hold them.
+pub const type_collected: c_uint = 1 << 14;
 
 const flag_list_subclass: c_ulong = 1 << 25;
 const flag_tuple_subclass: c_ulong = 1 << 26;
 const flag_bytes_subclass: c_ulong = 1 << 27;
 const flag_unicode_subclass: c_ulong = 1 << 28;
+const flag_exception_subclass: c_ulong = 1 << 30;
 
 /// A new instance of a type made by `PyType_FromSpec`, its own fields zeroed.
 pub inline fn allocate(comptime T: type, kind: *Type) Error!*T {
     return @ptrCast(@alignCast(try owned(PyType_GenericAlloc(kind, 0))));
 }
+
+/// What a tp_traverse calls with each object that is held, until that does not return 0.
+pub const Visit = *const fn (*Object, ?*anyopaque) callconv(.c) c_int;
 
 /// Frees an instance of such a type, in its tp_dealloc.
 pub fn deallocate(object: *Object) void {
@@ -257,7 +289,10 @@ pub extern var _Py_FalseStruct: Object;
 pub extern var PyList_Type: Type;
 pub extern var PyTuple_Type: Type;
 pub extern var PyCFunction_Type: Type;
+pub extern var PyTraceBack_Type: Type;
 pub extern var PyExc_AssertionError: *Object;
+pub extern var PyExc_AttributeError: *Object;
+pub extern var PyExc_NotImplementedError: *Object;
 pub extern var PyExc_OSError: *Object;
 pub extern var PyExc_RuntimeError: *Object;
 pub extern var PyExc_TypeError: *Object;
@@ -299,7 +334,6 @@ pub extern fn PyDict_GetItemWithError(*Object, *Object) ?*Object;
 pub extern fn PyDict_GetItemString(*Object, [*:0]const u8) ?*Object;
 pub extern fn PyObject_GetAttr(*Object, *Object) ?*Object;
 pub extern fn PyObject_GetAttrString(*Object, [*:0]const u8) ?*Object;
-pub extern fn PyObject_HasAttr(*Object, *Object) c_int;
 pub extern fn PyObject_CallNoArgs(*Object) ?*Object;
 pub extern fn PyObject_CallFunctionObjArgs(*Object, ...) ?*Object;
 pub extern fn PyObject_CallMethodObjArgs(*Object, *Object, ...) ?*Object;
@@ -309,7 +343,6 @@ pub extern fn PyObject_IsTrue(*Object) c_int;
 pub extern fn PyObject_Size(*Object) ssize;
 pub extern fn PyObject_Repr(*Object) ?*Object;
 pub extern fn PyObject_RichCompare(*Object, *Object, operation: c_int) ?*Object;
-pub extern fn PyObject_IsInstance(*Object, *Object) c_int;
 pub extern fn PyIter_Next(*Object) ?*Object;
 pub extern fn PyImport_ImportModule([*:0]const u8) ?*Object;
 pub extern fn PyImport_GetModule(*Object) ?*Object;
@@ -321,9 +354,11 @@ pub extern fn PyType_FromSpec(*const Spec) ?*Type;
 pub extern fn PyType_IsSubtype(kind: *Type, other: *Type) c_int;
 pub extern fn PyType_GetFlags(*Type) c_ulong;
 pub extern fn PyType_GetSlot(*Type, c_int) ?*anyopaque;
+pub extern fn PyObject_GC_UnTrack(*Object) void;
 pub extern fn PyType_GenericAlloc(*Type, ssize) ?*Object;
 pub extern fn PyErr_SetString(*Object, [*:0]const u8) void;
 pub extern fn PyErr_Occurred() ?*Object;
+pub extern fn PyErr_ExceptionMatches(*Object) c_int;
 pub extern fn PyErr_Clear() void;
 pub extern fn PyErr_Fetch(*?*Object, *?*Object, *?*Object) void;
 pub extern fn PyErr_Restore(?*Object, ?*Object, ?*Object) void;

@@ -119,7 +119,7 @@ fn call_method(object: *Object, name: *Object) capi.Error!*Object {
 fn call_boolean(object: *Object, name: *Object) capi.Error!bool {
     const result = try call_method(object, name);
     defer capi.drop(result);
-    return capi.PyObject_IsTrue(result) == 1;
+    return capi.is_true(result);
 }
 
 fn call_integer(object: *Object, name: *Object) capi.Error!i64 {
@@ -156,7 +156,30 @@ fn create(kind: *capi.Type, arguments: *Object, _: ?*Object) callconv(.c) ?*Obje
     return &self.head;
 }
 
+fn traverse(object: *Object, visit: capi.Visit, argument: ?*anyopaque) callconv(.c) c_int {
+    const self = of(object);
+    const held = [_]?*Object{ @ptrCast(@alignCast(object.type)), self.filelike, self.block };
+    for (held) |one| {
+        const result = if (one) |found| visit(found, argument) else 0;
+        if (result != 0) return result;
+    }
+    return 0;
+}
+
+/// Breaks a cycle. None is no file, but it can be asked for a method, and the rest of the cycle may
+/// still do so.
+fn clear(object: *Object) callconv(.c) c_int {
+    const self = of(object);
+    for ([_]*?*Object{ &self.filelike, &self.block }) |slot| {
+        const before = slot.*;
+        slot.* = capi.none();
+        capi.drop_maybe(before);
+    }
+    return 0;
+}
+
 fn dealloc(object: *Object) callconv(.c) void {
+    capi.PyObject_GC_UnTrack(object);
     const self = of(object);
     capi.drop_maybe(self.filelike);
     capi.drop_maybe(self.block);
@@ -182,10 +205,10 @@ fn iternext(object: *Object) callconv(.c) ?*Object {
 }
 
 fn close(object: ?*Object, _: ?*Object) callconv(.c) ?*Object {
-    const filelike = of(object.?).filelike.?;
-    if (capi.PyObject_HasAttr(filelike, keys.close) == 0) return capi.none();
-    const end: ?*Object = null;
-    return capi.PyObject_CallMethodObjArgs(filelike, keys.close, end);
+    const method = capi.attribute(of(object.?).filelike.?, keys.close) catch return null;
+    const function = method orelse return capi.none();
+    defer capi.drop(function);
+    return capi.PyObject_CallNoArgs(function);
 }
 
 const methods = [_]capi.MethodDef{
@@ -196,6 +219,8 @@ const methods = [_]capi.MethodDef{
 const slots = [_]capi.Slot{
     capi.slot(capi.tp_new, @ptrCast(&create)),
     capi.slot(capi.tp_dealloc, @ptrCast(&dealloc)),
+    capi.slot(capi.tp_traverse, @ptrCast(&traverse)),
+    capi.slot(capi.tp_clear, @ptrCast(&clear)),
     capi.slot(capi.tp_iter, @ptrCast(&iter)),
     capi.slot(capi.tp_iternext, @ptrCast(&iternext)),
     capi.slot(capi.tp_methods, @ptrCast(&methods)),
@@ -206,5 +231,6 @@ const slots = [_]capi.Slot{
 const spec: capi.Spec = .{
     .name = "serve_zig._core.FileWrapper",
     .basicsize = @sizeOf(FileWrapper),
+    .flags = capi.type_collected,
     .slots = &slots,
 };

@@ -68,6 +68,16 @@ pub fn close_for_good(self: *InputStream) void {
     self.crew = null;
 }
 
+/// The same, and the server needs it no more. Trailers will not come, and their list, which is the
+/// application's, may hold the stream.
+pub fn drop(self: *InputStream) void {
+    close_for_good(self);
+    const trailers = self.trailers;
+    self.trailers = null;
+    capi.drop_maybe(trailers);
+    capi.drop(&self.head);
+}
+
 fn of(object: ?*Object) *InputStream {
     return @ptrCast(@alignCast(object.?));
 }

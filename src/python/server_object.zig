@@ -112,7 +112,7 @@ fn read_static(list: *Object) capi.Error![]const core.static.Options {
             },
             .cache_control = try read_text(try static_item(entry, 2)),
             .index = try read_text(try static_item(entry, 3)),
-            .fallthrough = capi.PyObject_IsTrue(try static_item(entry, 4)) == 1,
+            .fallthrough = try capi.is_true(try static_item(entry, 4)),
         };
         if (table.cache_control.len > core.static.option_bytes_max or
             table.index.len > core.static.option_bytes_max)
@@ -156,8 +156,8 @@ pub fn server_of(handle: ?*anyopaque) capi.Error!*Server {
     return @ptrCast(@alignCast(pointer));
 }
 
-pub fn worker_count(handle: ?*anyopaque) u32 {
-    const server = server_of(handle) catch return 0;
+pub fn worker_count(handle: ?*anyopaque) capi.Error!u32 {
+    const server = try server_of(handle);
     return server.worker_count();
 }
 
@@ -192,8 +192,8 @@ pub fn stop(handle: ?*anyopaque) capi.Error!*Object {
 }
 
 /// For `signal.set_wakeup_fd`: a signal that comes just before `wait` is then not slept over.
-pub fn wakeup_fd(handle: ?*anyopaque) i32 {
-    const server = server_of(handle) catch return -1;
+pub fn wakeup_fd(handle: ?*anyopaque) capi.Error!i32 {
+    const server = try server_of(handle);
     return server.outcome_pipe[1];
 }
 

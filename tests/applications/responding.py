@@ -1,5 +1,7 @@
 """Applications for the corners of start_response, the file wrapper and long responses."""
 
+import ctypes
+import gc
 import io
 import os
 import sys
@@ -86,6 +88,34 @@ def exc_info_too_late(environ: WSGIEnvironment, start_response: StartResponse) -
     yield b"never"
 
 
+WRONG_EXC_INFO: dict[str, object] = {
+    "no exception class": (bytes, b"y" * 100, None),
+    "no exception": (ValueError, object(), None),
+    "text": (ValueError, "text", None),
+    "class alone": (ValueError, None, None),
+    "no traceback": (ValueError, ValueError("given"), "text"),
+    "traceback alone": (None, None, "text"),
+    "pair": (ValueError, ValueError("given")),
+    "list": [ValueError, ValueError("given"), None],
+    "bare exception": ValueError("given"),
+    "true": True,
+    "outside": (None, None, None),
+}
+
+
+def wrong_exc_info(environ: WSGIEnvironment, start_response: Any) -> Iterable[bytes]:
+    """Give what the query names for exc_info, after the head if it says so, and tell the error."""
+    kind, _, when = environ["QUERY_STRING"].replace("+", " ").partition("&")
+    write = start_response("200 OK", PLAIN)
+    if when == "late":
+        write(b"late ")
+    try:
+        start_response("500 Replaced", PLAIN, WRONG_EXC_INFO[kind])
+    except Exception as error:
+        return [f"{type(error).__name__}: {error}".encode()]
+    return [b"no error"]
+
+
 def never(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
     """Return a body without a head."""
     return [b"no head"]
@@ -121,6 +151,85 @@ def write_late(environ: WSGIEnvironment, start_response: StartResponse) -> Itera
     yield b"two "
     write(b"three ")
     yield b"four"
+
+
+class Odd:
+    """Two pieces; whatever else is asked of it may raise what the query names."""
+
+    def __init__(self, query: str) -> None:
+        self._pieces = iter([b"one ", b"two"])
+        self._where, _, self._kind = query.partition("&")
+
+    def _look(self, where: str) -> None:
+        if self._where == where:
+            raise {
+                "AttributeError": AttributeError,
+                "MemoryError": MemoryError,
+                "NotImplementedError": NotImplementedError,
+                "TypeError": TypeError,
+                "ValueError": ValueError,
+            }[self._kind](f"odd {where}")
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._pieces
+
+    def __len__(self) -> int:
+        self._look("len")
+        return 2
+
+    def read(self, size: int = -1) -> bytes:
+        """Give the pieces, as a file."""
+        return next(self._pieces, b"")
+
+    @property
+    def close(self) -> Callable[[], None]:
+        """What the server looks for."""
+        self._look("close")
+        return lambda: None
+
+
+def odd(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """Return something that is odd where the query says."""
+    start_response("200 OK", PLAIN)
+    return Odd(environ["QUERY_STRING"])
+
+
+def odd_file(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """Return a file that is odd where the query says."""
+    start_response("200 OK", PLAIN)
+    return environ["wsgi.file_wrapper"](Odd(environ["QUERY_STRING"]))  # type: ignore[no-any-return]
+
+
+class OddTruth:
+    """Neither true nor false."""
+
+    def __bool__(self) -> bool:
+        raise ValueError("odd truth")
+
+
+def odd_truth(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """Return a file that cannot say whether it is readable, which it is."""
+    start_response("200 OK", PLAIN)
+    file: Any = io.FileIO(__file__)
+    file.readable = OddTruth
+    return environ["wsgi.file_wrapper"](file)  # type: ignore[no-any-return]
+
+
+class Faceless(Exception):
+    """Does not tell what it is."""
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        raise KeyError("faceless class")
+
+
+def faceless(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """Fail when the client has left, with something that is not to be taken for its failure."""
+    try:
+        environ["wsgi.input"].read()
+    except OSError:
+        raise Faceless("in the middle") from None
+    return hello(environ, start_response)
 
 
 # wsgi.file_wrapper
@@ -192,6 +301,51 @@ def file(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[by
         # A middleware that looks at each piece must still be able to iterate.
         return (piece.upper() for piece in wrapper(io.BytesIO(b"abcdef"), 4))
     raise KeyError(kind)
+
+
+class Cyclic:
+    """A file that has its own wrapper, and counts the files that there are."""
+
+    alive = 0
+
+    def __init__(self, wrapper: Any) -> None:
+        Cyclic.alive += 1
+        self.wrapper = wrapper(self)
+        self.block = wrapper(io.BytesIO(), self)
+
+    def __del__(self) -> None:
+        Cyclic.alive -= 1
+
+    def read(self, size: int = -1) -> bytes:
+        """Read nothing."""
+        return b""
+
+
+def cycle(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """Make files that hold their wrappers, and tell how many are left."""
+    for _ in range(100):
+        Cyclic(environ["wsgi.file_wrapper"])
+    gc.collect()
+    start_response("200 OK", PLAIN)
+    return [f"{Cyclic.alive} left".encode()]
+
+
+def trailers_cycle(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """Put the environ into its list of trailers, and read none of the body."""
+    environ["serve_zig.trailers"] += [environ, Cyclic(environ["wsgi.file_wrapper"])]
+    return hello(environ, start_response)
+
+
+def collected(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """Use a wrapper that the collector has begun to take apart, as the rest of a cycle may."""
+    wrapper = environ["wsgi.file_wrapper"](io.BytesIO(b"its file"))
+    slot = ctypes.pythonapi.PyType_GetSlot
+    slot.restype = ctypes.c_void_p
+    slot.argtypes = [ctypes.py_object, ctypes.c_int]
+    tp_clear = 51
+    ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object)(slot(type(wrapper), tp_clear))(wrapper)
+    start_response("200 OK", PLAIN)
+    return wrapper  # type: ignore[no-any-return]
 
 
 # Long ones
@@ -304,12 +458,20 @@ ROUTES: dict[str, Application] = {
         exc_info_first,
         exc_info_none,
         exc_info_too_late,
+        wrong_exc_info,
         never,
         never_and_empty,
         started_in_iter,
         write_text,
         write_late,
+        odd,
+        odd_file,
+        odd_truth,
+        faceless,
         file,
+        cycle,
+        trailers_cycle,
+        collected,
         large_list,
         large_iterator,
         drip,

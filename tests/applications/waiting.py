@@ -1,14 +1,18 @@
 """Handlers that wait for events of their own in unusual ways; see also suspending.py."""
 
+import contextlib
 import gc
+import io
 import os
 import random
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 from wsgiref.types import StartResponse, WSGIEnvironment
 
 import events
@@ -86,6 +90,120 @@ def written_meanwhile(environ: WSGIEnvironment, start_response: StartResponse) -
     yield b""
     writer.join()
     yield b"end"
+
+
+def refusal(function: Callable[..., object], *arguments: object, within: float = 2.0) -> str:
+    """Call it until it raises RuntimeError, and return what that says; empty if it never does."""
+    deadline = time.monotonic() + within
+    try:
+        while time.monotonic() < deadline:
+            function(*arguments)
+            time.sleep(0.005)
+    except RuntimeError as error:
+        return str(error)
+    return ""
+
+
+def sent_meanwhile(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """Another thread wants to write while the worker sends, and waits for the client."""
+    kind = query(environ, "kind")
+    write = start_response("200 OK", PLAIN)
+
+    # A response whose body is still read cannot park.
+    def read() -> None:
+        with contextlib.suppress(ConnectionResetError):
+            environ["wsgi.input"].read()
+
+    threading.Thread(target=read).start()
+    events.wait_gate(f"reading-{kind}")
+
+    def intrude() -> None:
+        message = refusal(write, b"")
+        try:
+            write(b"x" * 100)
+        except RuntimeError as error:
+            message = f"{message}; {error}"
+        events.record("intruded", kind=kind, message=message)
+
+    threading.Thread(target=intrude).start()
+    if kind == "piece":
+        return [bytes(8 << 20)]
+    file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by the server
+    file.truncate(8 << 20)
+    return environ["wsgi.file_wrapper"](file)  # type: ignore[no-any-return]
+
+
+def opened_meanwhile(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """Another thread wants to write while the server asks the file where it stands."""
+    write = start_response("200 OK", PLAIN)
+    file: Any = io.FileIO(__file__)
+
+    def tell() -> int:
+        intruder = threading.Thread(
+            target=lambda: events.record("told", message=refusal(write, b"x", within=0.01))
+        )
+        intruder.start()
+        intruder.join()
+        return 0
+
+    file.tell = tell
+    return environ["wsgi.file_wrapper"](file)  # type: ignore[no-any-return]
+
+
+def hinted_meanwhile(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """Fails while another thread sends early hints to a client that takes none."""
+
+    def hint() -> None:
+        try:
+            while True:
+                environ["wsgi.early_hints"]([("Link", "x" * 4000)])
+        except (OSError, RuntimeError) as error:
+            events.record("hinted", kind=type(error).__name__)
+
+    write = start_response("200 OK", PLAIN)
+    threading.Thread(target=hint).start()
+    refusal(write, b"", within=10)
+    raise ValueError("while hints are sent")
+
+
+class OnePiece:
+    """Says that it has one piece, whatever it wraps."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces = pieces
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._pieces
+
+    def __len__(self) -> int:
+        return 1
+
+    def close(self) -> None:
+        """Close what it wraps."""
+        self._pieces.close()  # type: ignore[attr-defined]
+
+
+def polling(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """Waits with empty strings, behind as many bytes as the query says."""
+    start_response("200 OK", PLAIN)
+    pieces = _polling(environ["QUERY_STRING"], environ)
+    return OnePiece(pieces) if query(environ, "single") else pieces
+
+
+def _polling(tag: str, environ: WSGIEnvironment) -> Iterator[bytes]:
+    seconds = float(query(environ, "seconds", "20"))
+    try:
+        for _ in range(int(query(environ, "pieces", "0"))):
+            yield bytes(8 * 1024)
+        began = time.monotonic()
+        events.record("polling", tag=tag)
+        while time.monotonic() < began + seconds:
+            time.sleep(0.01)
+            yield b""
+        events.record("polled", tag=tag)
+        yield b"end"
+    finally:
+        events.record("closed", tag=tag)
 
 
 def ahead(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -334,6 +452,10 @@ ROUTES = {
     "/flag-alone": flag_alone,
     "/keep": keep,
     "/written-meanwhile": written_meanwhile,
+    "/sent-meanwhile": sent_meanwhile,
+    "/opened-meanwhile": opened_meanwhile,
+    "/hinted-meanwhile": hinted_meanwhile,
+    "/polling": polling,
     "/ahead": ahead,
     "/burst": burst,
     "/slow-close": slow_close,
