@@ -360,13 +360,14 @@ class Workers:
         return not any(thread.is_alive() for thread in self.threads)
 
     def _work(self, number: int) -> None:
+        why = "it returned"
         try:
             self._server.run_worker(number)
         except BaseException as error:
-            self._fail(f"{type(error).__name__}: {error}")
-        else:
-            if not self._is_ending:
-                self._fail("it returned")
+            # The application may have set one for this thread, which comes whenever it likes.
+            why = f"{type(error).__name__}: {error}"
+        if not self._is_ending:
+            self._fail(why)
 
     def _fail(self, why: str) -> None:
         self.has_failed = True

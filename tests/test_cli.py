@@ -888,8 +888,11 @@ def test_worker_that_ends_by_itself_ends_the_server(
     )
 
 
-def test_worker_may_end_when_the_server_does(capfd: pytest.CaptureFixture[str]) -> None:
-    workers = runner.Workers(StubServer(None), Log("info"))  # type: ignore[arg-type]
+@pytest.mark.parametrize("error", [None, KeyboardInterrupt()])
+def test_worker_may_end_when_the_server_does(
+    capfd: pytest.CaptureFixture[str], error: BaseException | None
+) -> None:
+    workers = runner.Workers(StubServer(error), Log("info"))  # type: ignore[arg-type]
     workers.ending()
     workers.start()
     assert workers.join(10)
