@@ -55,8 +55,8 @@ const listener_bit: u64 = 1 << 63;
 /// Tokens of descriptors that a suspended response waits for: the connection's, with this bit.
 const watch_bit: u64 = 1 << 62;
 /// How long a client that has closed its sending side may still wait for a response that is
-/// suspended: it may have left, and nothing will be sent that could show it.
-const half_closed_ms = 250;
+/// suspended, or that has nothing to say: it may have left, and nothing is sent that could show it.
+pub const half_closed_ms = 250;
 
 /// For how long after a drain begins handshakes that are under way may end; the round trip to a
 /// client near by.

@@ -24,10 +24,6 @@ const Turn = core.connection.Turn;
 const Names = names_module.Names;
 const Environs = environ_module.Environs;
 
-/// How long a client that has closed its sending side may still wait, as for a response that is
-/// suspended (poller.zig).
-const half_closed_ns = 250 * std.time.ns_per_ms;
-
 /// A list of pieces up to this size leaves in one send.
 const joined_bytes_max = 64 * 1024;
 
@@ -650,7 +646,7 @@ pub const Bridge = struct {
             const now_ns = core.sys.monotonic_ns();
             const since_ns = left_ns.* orelse now_ns;
             left_ns.* = since_ns;
-            if (now_ns - since_ns < half_closed_ns) return;
+            if (now_ns - since_ns < core.poller.half_closed_ms * std.time.ns_per_ms) return;
         }
         crew.reply.progress.broken = true;
         crew.exchange.record.client_gone = true;
