@@ -37,8 +37,7 @@ _MESSAGE_CHARACTERS_MAX = 200
 _TAKES_ANY_NUMBER = 0x04
 _IS_COROUTINE = 0x80
 
-# As it is before the application is imported.
-_START_THREAD = _thread.start_new_thread
+_GREENLETS = ("gevent", "eventlet")
 
 _USUAL_NAMES = ("app", "application", "wsgi_app", "create_app", "make_app")
 
@@ -64,7 +63,9 @@ def check_threads(place: str) -> None:
 
     A worker would be a greenlet among others on the main thread, which waits in the core.
     """
-    if _thread.start_new_thread is not _START_THREAD:
+    # A debugger replaces it, too, by what starts threads.
+    module = getattr(_thread.start_new_thread, "__module__", None) or ""
+    if module.partition(".")[0] in _GREENLETS:
         raise ApplicationError(
             f"{place}: the application has put greenlets in the place of threads "
             "(gevent.monkey.patch_all or eventlet.monkey_patch); serve-zig runs it on threads of "

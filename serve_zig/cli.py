@@ -16,7 +16,7 @@ from serve_zig.config import load as load_config
 from serve_zig.errors import EXIT_DRAINED, ConfigError, LauncherError
 from serve_zig.hooks import Hook
 from serve_zig.init_process import run_as_init
-from serve_zig.process_end import end_now, end_soon
+from serve_zig.process_end import end_now
 from serve_zig.target import parse_target
 
 TYPE_CHECKING = False
@@ -173,9 +173,6 @@ def _check(config: Config) -> int:
         load_application(target, config.text("app.directory"), config.place("app.target"))
         for path in ("app.startup", "app.shutdown"):
             Hook(config, path).load()
-    except LauncherError as error:
-        end_soon(error.exit_status)
-        raise
     finally:
         sys.stdout = stdout
     # TOML is UTF-8, whatever the terminal's encoding is.

@@ -32,9 +32,14 @@ class Forks:
         self.listeners: list[Listener] = []
         self.server: Server | None = None
         self._admin = admin
+        self._has_closed = False
         os.register_at_fork(after_in_child=self._close)
 
     def _close(self) -> None:
+        # Not again in a child of the child: the numbers may be those of its own files by then.
+        if self._has_closed:
+            return
+        self._has_closed = True
         # Else a signal for the child would wake the server's main loop.
         if threading.current_thread() is threading.main_thread():
             signal.set_wakeup_fd(-1)
@@ -47,18 +52,18 @@ class Forks:
 
 def end_child(exception: BaseException | None) -> NoReturn:
     """End a forked process that has come back from its handler; called by the core."""
-    status = EXIT_FAILED
+    if isinstance(exception, SystemExit):
+        code = exception.code
+        if code is not None and not isinstance(code, int):
+            stderr.tell(f"{code}\n")
+            code = EXIT_FAILED
+        end_now((code or EXIT_DRAINED) & 0xFF)
     if exception is None:
         stderr.tell(
             f"serve-zig: error: a process that the application forked (pid {os.getpid()}) has "
             "returned from its handler; it ends here, as os._exit would have ended it\n"
         )
-    elif not isinstance(exception, SystemExit):
-        stderr.tell(traceback_of(exception))
-    elif exception.code is None:
-        status = EXIT_DRAINED
-    elif isinstance(exception.code, int):
-        status = exception.code & 0xFF
     else:
-        stderr.tell(f"{exception.code}\n")
-    end_now(status)
+        stderr.tell(traceback_of(exception))
+    # What the parent's streams had not written yet is the parent's to write.
+    os._exit(EXIT_FAILED)

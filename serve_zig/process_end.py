@@ -19,41 +19,51 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import NoReturn
 
-    from serve_zig.logging import Log
-
 # How long the interpreter may take to end.
 _END_SECONDS = 10.0
 # How long streams may take to be flushed.
 _FLUSH_SECONDS = 1.0
 
 
-def end_soon(status: int, log: Log | None = None) -> None:
-    """End the process with ``status`` if the interpreter has not ended it within ten seconds."""
+def _warn_plainly(text: str) -> None:
+    stderr.tell(f"serve-zig: warning: {text}\n")
+
+
+_warn: Callable[[str], None] = _warn_plainly
+
+
+def warn_with(function: Callable[[str], None]) -> None:
+    """Have the log tell why the process is ended."""
+    global _warn
+    _warn = function
+
+
+def end_soon(status: int) -> None:
+    """End the process with ``status`` if the interpreter has not ended it within ten seconds.
+
+    For whoever owns the process: a caller of ``cli.main`` may have other work to do.
+    """
     # Threads of Python do not run any more while the interpreter is taken down. The extension may
     # be missing, which is a start that never came to the application.
     with contextlib.suppress(ImportError):
         from serve_zig._core import end_process
 
         end_process(round((_END_SECONDS + 2 * _FLUSH_SECONDS) * 1000), status)
+    _start(lambda: _end_late(status), "serve-zig-exit")
 
-    def end() -> None:
-        time.sleep(_END_SECONDS)
-        names = [
-            thread.name
-            for thread in threading.enumerate()
-            if not thread.daemon and thread is not threading.main_thread()
-        ]
-        message = (
-            f"the interpreter has not ended within {_END_SECONDS:g} s (threads of the "
-            f"application: {', '.join(names) or 'none'}); the process ends now"
-        )
-        if log is None:
-            stderr.tell(f"serve-zig: warning: {message}\n")
-        else:
-            log.warning(message)
-        end_now(status)
 
-    _start(end, "serve-zig-exit")
+def _end_late(status: int) -> None:
+    time.sleep(_END_SECONDS)
+    names = [
+        thread.name
+        for thread in threading.enumerate()
+        if not thread.daemon and thread is not threading.main_thread()
+    ]
+    _warn(
+        f"the interpreter has not ended within {_END_SECONDS:g} s (threads of the application: "
+        f"{', '.join(names) or 'none'}); the process ends now"
+    )
+    end_now(status)
 
 
 def end_now(status: int) -> NoReturn:

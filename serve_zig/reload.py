@@ -55,7 +55,8 @@ _SHOWN_MAX = 3
 # The child. It gets the parent's sys.path, so that it imports what the parent would have.
 _CHILD = (
     "import json, sys; sys.path[:] = json.loads(sys.argv.pop(1)); "
-    "from serve_zig.reload import serve_supervised; sys.exit(serve_supervised())"
+    "from serve_zig.__main__ import run; from serve_zig.reload import serve_supervised; "
+    "run(serve_supervised)"
 )
 
 

@@ -32,7 +32,7 @@ from serve_zig.listeners import Listener, close_listeners, open_listeners
 from serve_zig.logging import LEVELS, Log, traceback_of
 from serve_zig.memory import resident_bytes
 from serve_zig.notices import text_of
-from serve_zig.process_end import end_now, end_soon
+from serve_zig.process_end import end_now, warn_with
 from serve_zig.signals import Signals
 from serve_zig.stacks import stack_of
 from serve_zig.static_tables import core_tables
@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 _WAIT_MS = 60_000
 # For how long where what was to be done could not be done.
 _FAILED_WAIT_MS = 100
+# Exceptions of the application's signal handlers that wait to be logged.
+_RAISED_MAX = 10
 
 # How often resident memory is looked at, where it has a limit.
 _MEMORY_PERIOD_MS = 1000
@@ -95,6 +97,7 @@ def serve(config: Config) -> int:
     worker cannot be waited for.
     """
     log = Log(config.text("log.level"), config.text("log.format"))
+    warn_with(log.warning)
     signals = Signals()
     listeners: list[Listener] = []
     admin = Admin(config)
@@ -155,17 +158,16 @@ def serve(config: Config) -> int:
         if telemetry is not None:
             telemetry.close()
         signals.ending()
-    except BaseException as error:
-        signals.ending()
+    except (StartInterruptedError, LauncherError) as error:
         log.take_back()
         admin.close()
         # An import that a signal broke off may fail in the application's own way.
-        is_start = isinstance(error, (StartInterruptedError, LauncherError))
-        if is_start and signals.stops:
-            end_soon(EXIT_DRAINED, log)
+        if signals.stops:
+            signals.ending()
             log.info(f"{signals.stops[0]}: stopped before the server served")
             return EXIT_DRAINED
-        end_soon(error.exit_status if isinstance(error, LauncherError) else EXIT_FAILED, log)
+        if isinstance(error, LauncherError):
+            signals.failed(error.exit_status)
         raise
     finally:
         close_listeners(listeners)
@@ -177,7 +179,6 @@ def serve(config: Config) -> int:
     if not have_ended:
         end_now(status)
     admin.close()
-    end_soon(status, log)
     return status
 
 
@@ -403,29 +404,26 @@ class _Run:
         self._drains_at: float | None = None
         self._deadline: float | None = None
         self._raised: list[BaseException] = []
+        self._asked_by = ""
 
     def wait(self) -> int:
         """Wait for the end, acting on signals and limits, and return the exit status."""
-        has_failed = False
         while True:
+            timeout_ms = _FAILED_WAIT_MS
             try:
-                if not has_failed:
-                    # Before the first wait for signals that came during the start.
-                    self._tell_raised()
-                    status = self._act()
-                    if status is not None:
-                        return status
-                timeout_ms = _FAILED_WAIT_MS if has_failed else self._timeout_ms()
-                has_failed = False
+                # Before the first wait for signals that came during the start.
+                self._tell_raised()
+                status = self._act()
+                if status is not None:
+                    return status
+                timeout_ms = self._timeout_ms()
+            except BaseException as error:
+                self._note_raised(error)
+            try:
                 if self._server.wait(timeout_ms):
                     break
-            except MemoryError:
-                # The application took it all, and may give it back: what is to be done waits.
-                has_failed = True
             except BaseException as error:
-                # Handlers of the application for other signals run in this thread.
-                has_failed = True
-                self._raised.append(error)
+                self._note_raised(error)
         if self._workers.has_failed:
             return EXIT_FAILED
         if self._deadline is None:
@@ -436,18 +434,24 @@ class _Run:
         self._log.info("drained; the server ends")
         return EXIT_DRAINED
 
+    def _note_raised(self, error: BaseException) -> None:
+        """Take note of what came out of a handler of the application for some other signal.
+
+        Those run in this thread. Not so a MemoryError: the application took all there is, and may
+        give it back; what is to be done waits.
+        """
+        if isinstance(error, (SystemExit, KeyboardInterrupt)):
+            self._asked_by = type(error).__name__
+        elif not isinstance(error, MemoryError) and len(self._raised) < _RAISED_MAX:
+            self._raised.append(error)
+
     def _tell_raised(self) -> None:
-        """Log what a signal handler of the application raised; SystemExit drains the server."""
         while self._raised:
-            error = self._raised[-1]
-            if isinstance(error, (SystemExit, KeyboardInterrupt)):
-                self._signals.stops.append(type(error).__name__)
-            else:
-                self._log.error(
-                    "a signal handler of the application raised; the server goes on",
-                    traceback_of(error),
-                )
-            self._raised.pop()
+            self._log.error(
+                "a signal handler of the application raised; the server goes on",
+                traceback_of(self._raised[0]),
+            )
+            self._raised.pop(0)
 
     def _act(self) -> int | None:
         """Do what is due, and return the exit status where that is the end."""
@@ -461,7 +465,7 @@ class _Run:
             self._log.warning(f"{stops[1]}: the second signal; the server stops at once")
             return self._stop(EXIT_FAILED)
         if self._drains_at is None:
-            why = stops[0] if stops else self._limit_passed()
+            why = stops[0] if stops else self._asked_by or self._limit_passed()
             if why:
                 self._leave(why)
         if self._drains_at is not None and self._deadline is None:

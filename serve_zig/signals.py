@@ -34,6 +34,7 @@ class Signals:
         self._is_reopening = False
         self._dumps = False
         self._phase = "starting"
+        self._failed_status = EXIT_FAILED
         self._comes_again = False
         self._main_thread = 0
         self._tells_unraisable = sys.unraisablehook
@@ -87,6 +88,11 @@ class Signals:
         """From here on a second stop signal ends the process; little but its exit is left."""
         self._phase = "ending"
 
+    def failed(self, status: int) -> None:
+        """From here on any stop signal ends the process, with this status."""
+        self._phase = "failed"
+        self._failed_status = status
+
     def take_dump(self) -> bool:
         """Return whether SIGUSR1 has come since the last call."""
         taken, self._dumps = self._dumps, False
@@ -114,8 +120,8 @@ class Signals:
             if self._announce is not None:
                 self._announce()
             return
-        if len(self.stops) > 1:
-            os._exit(EXIT_FAILED)
+        if len(self.stops) > 1 or self._phase == "failed":
+            os._exit(self._failed_status)
         if self._phase == "starting":
             raise StartInterruptedError
 

@@ -37,8 +37,8 @@ LAUNCH = (sys.executable, "-m", "serve_zig")
 IMPATIENT = (
     sys.executable,
     "-c",
-    "import sys, serve_zig.process_end as end; from serve_zig.cli import main; "
-    "end._END_SECONDS = 0.3; end._FLUSH_SECONDS = 0.3; sys.exit(main())",
+    "import serve_zig.process_end as end; from serve_zig.__main__ import run; "
+    "end._END_SECONDS = 0.3; end._FLUSH_SECONDS = 0.3; run()",
 )
 
 # A record of the log: time, level, message.
@@ -635,6 +635,32 @@ def test_exception_out_of_a_signal_handler_of_the_application(project: Project) 
     assert server.log().endswith(" info drained; the server ends\n")
 
 
+def test_signal_handler_that_raises_all_the_time(project: Project) -> None:
+    """The main thread does its work all the same, between one and the next."""
+    project.write(
+        HELLO
+        + """
+import signal
+
+def too_slow(number, frame):
+    raise TimeoutError("too slow")
+
+signal.signal(signal.SIGALRM, too_slow)
+
+def begin():
+    signal.setitimer(signal.ITIMER_REAL, 0.5, 0.05)
+"""
+    )
+    server = project.start(
+        *("--set", "app.startup=hello:begin", "--set", "timeouts.drain_delay=0.3"),
+        command=IMPATIENT,
+    )
+    server.wait_log("TimeoutError: too slow")
+    assert get(server.port()) == b"hello"
+    server.process.send_signal(signal.SIGTERM)
+    server.wait_log(r"info drained; the server ends")
+
+
 @pytest.mark.parametrize("handler", ["lambda *_: None", "lambda *_: sys.exit(1)", "signal.SIG_DFL"])
 def test_application_may_not_keep_the_signals_of_the_server(project: Project, handler: str) -> None:
     project.write(
@@ -652,13 +678,31 @@ for one in (signal.SIGTERM, signal.SIGINT, signal.SIGPIPE):
     assert server.log().endswith(" info drained; the server ends\n")
 
 
+# Replaces what starts threads, as the module of this name does.
+REPLACED = """
+import _thread
+original = _thread.start_new_thread
+def start_new_thread(*given):
+    return original(*given)
+start_new_thread.__module__ = {module!r}
+_thread.start_new_thread = start_new_thread
+"""
+
+
 @pytest.mark.parametrize("broken", ["", "raise RuntimeError('cannot release un-acquired lock')"])
 def test_greenlets_for_threads_are_refused(project: Project, broken: str) -> None:
     """What gevent.monkey.patch_all and eventlet.monkey_patch do; nothing would be answered."""
-    project.write(f"import _thread\n_thread.start_new_thread = lambda *_: None\n{broken}\n{HELLO}")
+    project.write(REPLACED.format(module="gevent.thread") + broken + "\n" + HELLO)
     for arguments in ((), ("--check",)):
         (line,) = fails(project.run(*arguments), 3)
         assert "has put greenlets in the place of threads" in line
+
+
+def test_a_debugger_may_start_threads_in_its_own_way(project: Project) -> None:
+    project.write(REPLACED.format(module="_pydev_bundle.pydev_monkey") + HELLO)
+    server = project.start()
+    assert get(server.port()) == b"hello"
+    assert server.end(signal.SIGTERM) == 0
 
 
 def test_error_of_the_application_is_one_record(project: Project) -> None:
@@ -770,6 +814,30 @@ def test_threads_of_the_application_do_not_keep_a_start_that_failed(
     server = project.start(*arguments, command=IMPATIENT)
     assert server.end() == status
     assert "(threads of the application: pump); the process ends now" in server.log()
+
+
+def test_signal_after_a_start_that_failed_ends_at_once(project: Project) -> None:
+    project.write(
+        "import threading, time\n"
+        "threading.Thread(target=time.sleep, args=[60], name='pump').start()\n"
+        "import missing_module"
+    )
+    server = project.start()
+    server.wait_log("No module named 'missing_module'")
+    began = time.monotonic()
+    assert server.end(signal.SIGTERM) == 3
+    assert time.monotonic() - began < 5
+
+
+def test_check_in_a_process_of_somebody_elses_leaves_that_alone(project: Project) -> None:
+    project.write("import missing_module")
+    code = (
+        "import time, serve_zig.process_end as end; from serve_zig.cli import main; "
+        "end._END_SECONDS = end._FLUSH_SECONDS = 0.1; "
+        "assert main(['--check']) == main([]) == 3; time.sleep(1); print('lives on')"
+    )
+    done = run(folder=project.folder, command=(sys.executable, "-c", code))
+    assert (done.returncode, done.stdout) == (0, "lives on\n"), done.stderr
 
 
 @pytest.mark.parametrize("stdout", ["None", "open(pipe[1], 'w')"])

@@ -78,6 +78,15 @@ def test_child_that_comes_back_ends(
     assert forking.stop() == 0
 
 
+def test_child_of_a_child_has_all_files(serve: Servers) -> None:
+    """What the server had under their numbers was closed once."""
+    server, _ = serve_with_admin(serve, "forking:app")
+    with server.connect() as other:
+        other.send(get("/pid"))
+        assert other.response().status == 200
+        assert server.exchange(get("/nested")).body.split()[1] == b"40"
+
+
 def test_connection_ends_whatever_children_there_are(parent_of_one: Server) -> None:
     """Its client would send the next request on it, and wait for an answer."""
     with parent_of_one.connect() as connection:

@@ -115,6 +115,14 @@ def test_a_client_that_leaves_ends_a_wait_with_empty_strings(
     )
 
 
+def test_a_client_that_takes_what_comes_is_there(polled: Server) -> None:
+    """It has said that it sends no more, and that was long ago."""
+    with polled.connect() as connection:
+        connection.send(get("/beating", "Connection: close"))
+        connection.finish()
+        assert connection.response().body == b"beat" * 8
+
+
 @pytest.mark.parametrize("seconds", [0.1, 0.6])
 def test_a_client_that_waits_gets_what_follows_empty_strings(
     polled: Server, seconds: float

@@ -238,7 +238,9 @@ pub const Poller = struct {
         const has_work = self.complete_count > 0 or self.has_resumed or self.for_files != null;
         self.has_resumed = false;
         const timeout = if (has_work) 0 else self.timeout_ns(looks_again);
-        server.wants_idle.store(self.draining or self.is_waiting_for_room(), .seq_cst);
+        const wants_idle = self.draining or self.is_waiting_for_room();
+        // A worker that let go of a connection before this was to wake nobody for it: look again.
+        if (!server.wants_idle.swap(wants_idle, .seq_cst) and wants_idle) self.nobody_idle_ms = 0;
         server.waiting.store(true, .seq_cst);
         const must_not_wait = !may_wait or server.handed_back.load(.seq_cst) != null or
             server.resumed.load(.seq_cst) != null or server.outcome.load(.seq_cst) != .serving or

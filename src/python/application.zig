@@ -623,6 +623,7 @@ pub const Bridge = struct {
             if (bytes.len > 0) {
                 const length = if (response.is_single) bytes.len else response.length;
                 if (try self.offer(crew, bytes, length) == .full) return .parked;
+                left_ns = null;
             } else if (self.begin_suspension(crew)) {
                 response.drop_piece();
                 return .parked;

@@ -23,6 +23,8 @@ def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[byt
                 events.wait_gate("children", 30)
                 os._exit(0)
             status = str(child)
+        case "/nested":
+            status = nested()
         case path:
             child = os.fork()
             if child == 0:
@@ -30,6 +32,28 @@ def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[byt
             status = str(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     start_response("200 OK", [("Content-Type", "text/plain")])
     return [f"{os.getpid()} {status}".encode()]
+
+
+def nested() -> str:
+    """Fork a child that opens files and forks; how many of the files its own child can use."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        opened = [os.open(os.devnull, os.O_RDONLY) for _ in range(40)]
+        if os.fork() == 0:
+            usable = 0
+            for descriptor in opened:
+                try:
+                    os.fstat(descriptor)
+                except OSError:
+                    continue
+                usable += 1
+            os.write(writing, str(usable).encode())
+        os._exit(0)
+    os.close(writing)
+    os.waitpid(child, 0)
+    with open(reading) as answer:
+        return answer.read()
 
 
 def go_on(path: str, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:

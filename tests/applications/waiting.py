@@ -206,6 +206,16 @@ def _polling(tag: str, environ: WSGIEnvironment) -> Iterator[bytes]:
         events.record("closed", tag=tag)
 
 
+def beating(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """Says something now and then, with empty strings between."""
+    start_response("200 OK", PLAIN)
+    for _ in range(8):
+        yield b"beat"
+        for _ in range(10):
+            time.sleep(0.01)
+            yield b""
+
+
 def ahead(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
     """Gets ahead of its client, by less than may be kept for it, and then makes it wait."""
     write = start_response("200 OK", PLAIN)
@@ -456,6 +466,7 @@ ROUTES = {
     "/opened-meanwhile": opened_meanwhile,
     "/hinted-meanwhile": hinted_meanwhile,
     "/polling": polling,
+    "/beating": beating,
     "/ahead": ahead,
     "/burst": burst,
     "/slow-close": slow_close,
