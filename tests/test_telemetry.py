@@ -791,29 +791,23 @@ def test_close_in_another_context_ends_the_span_and_nothing_else(
     assert caplog.records == []
 
 
-def test_exception_of_any_kind_ends_the_span() -> None:
+class SpeechlessError(Exception):
+    """Cannot say what it is."""
+
+    def __str__(self) -> str:
+        raise KeyError
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SpeechlessError])
+def test_exception_of_any_kind_ends_the_span(error: type[BaseException]) -> None:
     def application(environ: Any, start_response: Any) -> Any:
-        raise KeyboardInterrupt
+        raise error
 
     direct = Direct(application)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(error):
         direct.call()
     assert direct.ended() == 1
     assert not is_current()
-
-
-def test_exception_without_words_is_still_the_applications() -> None:
-    class SpeechlessError(Exception):
-        def __str__(self) -> str:
-            raise KeyError
-
-    def application(environ: Any, start_response: Any) -> Any:
-        raise SpeechlessError
-
-    direct = Direct(application)
-    with pytest.raises(SpeechlessError):
-        direct.call()
-    assert direct.ended() == 1
 
 
 @pytest.mark.parametrize("host", ["a:" + "9" * 50, "a:\u00b2", "[::1", "", ":", "\xff\xfe:80"])
