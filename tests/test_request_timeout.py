@@ -78,7 +78,7 @@ def test_overdue_call_is_logged_once_with_its_stack(logging: Pair) -> None:
     assert "/serve_zig/" not in log
     assert "threading.py" not in log
     assert len(log_lines(server)) == 1
-    assert "504" not in log_lines(server)[0]
+    assert "answered 504" not in log_lines(server)[0]
     assert timeouts(admin) - before == 1
     assert f'serve_zig_timeouts_total{{phase="app"}} {before + 1}\n' in admin.text("/metrics")
 
@@ -118,7 +118,8 @@ def test_overdue_call_that_holds_the_gil(answering: Pair) -> None:
         began = time.monotonic()
         assert connection.response().status == 504
         assert time.monotonic() - began < 1.0
-        assert timeouts(admin) - before == 1
+        # Counted by the loop, once it has answered.
+        wait_until(lambda: timeouts(admin) - before == 1, 1, lambda: "not counted")
         assert not server.events("done", path="/hold")
     server.wait_log(r'request timeout: GET "/hold\?1\.2"')
 
@@ -132,13 +133,13 @@ def test_overdue_call_is_answered(answering: Pair) -> None:
     before = timeouts(admin)
     with server.connect() as connection:
         began = time.monotonic()
-        connection.send(get("/sleep?1") + get("/never"))
+        connection.send(get("/sleep?2") + get("/never"))
         response = connection.response()
         assert response.status == 504
         assert response.closes
         assert response.body == b"504 Gateway Timeout: request_timeout\n"
         assert response.value("X-Request-Id")
-        assert LIMIT - 0.05 < time.monotonic() - began < 0.9
+        assert LIMIT - 0.05 < time.monotonic() - began < 1.8
         connection.expect_close()
     server.wait_event("done", path="/sleep")
     assert not server.events("begun", path="/never")
@@ -221,7 +222,7 @@ def test_stream_that_hangs_cannot_be_answered(answering: Pair) -> None:
     assert response.body == b"piece\nlate\n"
     assert timeouts(admin) - before == 1
     assert len(log_lines(server)) == 1
-    assert "504" not in log_lines(server)[0]
+    assert "answered 504" not in log_lines(server)[0]
 
 
 def test_suspended_response_does_not_count(answering: Pair) -> None:
