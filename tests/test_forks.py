@@ -14,8 +14,6 @@ from admin_client import serve_with_admin
 from serving import Server, Servers, wait_until
 from wire import get, post
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
-
 
 @pytest.fixture
 def forking(serve: Servers, tmp_path: Path) -> Server:
