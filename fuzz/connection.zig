@@ -65,7 +65,7 @@ fn read_whole(exchange: *core.exchange.Exchange, digest: *std.hash.Wyhash) !u64 
     var piece: [777]u8 = undefined;
     while (true) {
         // Gathered, so that neither descriptor nor limits are looked at.
-        const count = try body.read(exchange, core.sys.no_fd, &piece, undefined, undefined);
+        const count = try body.read(core.sys.no_fd, &piece, undefined, undefined);
         if (count == 0) break;
         digest.update(piece[0..count]);
         total += count;

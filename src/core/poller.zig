@@ -800,6 +800,16 @@ pub const Poller = struct {
             return self.refuse_body(connection, err);
         };
         if (body.complete or body.mode == .streamed) return self.make_ready(connection, exchange);
+        // A file's answer takes no body, so the client need not send it (RFC 9110 10.1.1).
+        if (body.continue_due and self.is_for_files(exchange)) {
+            return self.put_for_files(connection);
+        }
+        self.gather_body(connection, exchange);
+    }
+
+    fn gather_body(self: *Poller, connection: *Connection, exchange: *Exchange) void {
+        const server = self.server;
+        const body = &exchange.body;
         if (body.continue_due) {
             body.continue_due = false;
             // Nothing was sent since the last response left whole: it fits, or the client is gone.
@@ -863,14 +873,20 @@ pub const Poller = struct {
     // ---- To the application --------------------------------------------------------------------
 
     fn make_ready(self: *Poller, connection: *Connection, exchange: *Exchange) void {
-        if (self.static_files) |files| if (files.is_routed(&exchange.head, exchange.bytes)) {
-            // Not at once: what follows an answer may be the next request for a file.
-            connection.state = .queued;
-            connection.next_own = self.for_files;
-            self.for_files = connection;
-            return;
-        };
+        if (self.is_for_files(exchange)) return self.put_for_files(connection);
         self.make_ready_for_application(connection, exchange);
+    }
+
+    fn is_for_files(self: *Poller, exchange: *const Exchange) bool {
+        const files = self.static_files orelse return false;
+        return files.is_routed(&exchange.head, exchange.bytes);
+    }
+
+    /// Not answered at once: what follows an answer may be the next request for a file.
+    fn put_for_files(self: *Poller, connection: *Connection) void {
+        connection.state = .queued;
+        connection.next_own = self.for_files;
+        self.for_files = connection;
     }
 
     fn make_ready_for_application(
@@ -948,7 +964,7 @@ pub const Poller = struct {
             .now = now,
             .date = self.date.at(now),
             .request_id = exchange.request_id(),
-        }, self.scratch) orelse return self.make_ready_for_application(connection, exchange);
+        }, self.scratch) orelse return self.pass_to_application(connection, exchange);
         connection.requests +|= 1;
         connection.active_ns = self.now_ms * std.time.ns_per_ms;
         server.count_answered();
@@ -962,6 +978,16 @@ pub const Poller = struct {
         exchange.record.bytes_sent += sent;
         self.lane.shard.bytes_sent.add(sent);
         self.flush(connection);
+    }
+
+    /// `fallthrough`: no file answers the request. A body that the client was not asked for is
+    /// gathered first.
+    fn pass_to_application(self: *Poller, connection: *Connection, exchange: *Exchange) void {
+        const body = &exchange.body;
+        if (body.mode == .gathered and !body.complete) {
+            return self.gather_body(connection, exchange);
+        }
+        self.make_ready_for_application(connection, exchange);
     }
 
     /// For the metrics and the log: it was answered here, at once.

@@ -185,7 +185,7 @@ pub const Crew = struct {
         const fd = self.connection.fd;
         const interlude = self.server.application.interlude;
         if (exchange.body.mode != .streamed) {
-            return exchange.body.read(exchange, fd, destination, limits, interlude);
+            return exchange.body.read(fd, destination, limits, interlude);
         }
         if (self.server.is_child) return error.ClientGone;
         // The client may be told to go on, which must not come behind an answer of the poller's.
@@ -193,7 +193,7 @@ pub const Crew = struct {
         defer if (self.server.limits_calls()) self.call.end_interim(true);
         self.begin_wait(.body);
         defer self.end_wait(.body);
-        return exchange.body.read(exchange, fd, destination, limits, interlude) catch |err| {
+        return exchange.body.read(fd, destination, limits, interlude) catch |err| {
             if (err == error.TimedOut) exchange.record.timed_out = .body;
             if (err == error.ClientGone) {
                 exchange.record.client_gone = true;
