@@ -104,6 +104,25 @@ fn raise_read_error(err: core.body.ReadError) capi.Error {
     };
 }
 
+/// Whether the application's exception is one that `raise_read_error` may have raised, or was made
+/// of one: Python's `raise ... from`, or `raise` in an `except` clause. Other OSErrors count too,
+/// since frameworks have their own, such as Django's UnreadablePostError.
+pub fn comes_from_failure(exception: *Object, err: ?core.body.ReadError) bool {
+    const is_memory = if (err) |failure| failure == error.OutOfMemory else false;
+    const raised = if (is_memory) capi.PyExc_MemoryError else capi.PyExc_OSError;
+    var current = capi.new(exception);
+    defer capi.drop(current);
+    // Exceptions can refer to each other in a circle.
+    for (0..100) |_| {
+        // As `except` has it, which does not ask for a `__class__`.
+        if (capi.is_kind_of(current, @ptrCast(@alignCast(raised)))) return true;
+        const before = capi.exception_before(current) orelse return false;
+        capi.drop(current);
+        current = before;
+    }
+    return false;
+}
+
 fn memory_error() capi.Error {
     _ = capi.PyErr_NoMemory();
     return error.Raised;
