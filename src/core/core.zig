@@ -18,6 +18,7 @@ pub const proxy_header = @import("proxy_header.zig");
 pub const proxies = @import("proxies.zig");
 pub const notices = @import("notices.zig");
 pub const chunked = @import("chunked.zig");
+pub const trailer_fields = @import("trailer_fields.zig");
 pub const in_flight = @import("in_flight.zig");
 pub const access_log = @import("access_log.zig");
 pub const log_text = @import("log_text.zig");
