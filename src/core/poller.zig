@@ -330,7 +330,7 @@ pub const Poller = struct {
             .free, .queued, .running, .closing => {},
             .reading_proxy_header => if (connection.unread) self.read_proxy_header(connection),
             .reading_head => if (connection.unread) self.read_head(connection),
-            .reading_body => if (connection.unread) self.read_body(connection),
+            .reading_body => self.go_on_with_body(connection, writable),
             .writing => if (broken) {
                 self.mark_closing(connection);
             } else if (writable) {
@@ -810,13 +810,8 @@ pub const Poller = struct {
     fn gather_body(self: *Poller, connection: *Connection, exchange: *Exchange) void {
         const server = self.server;
         const body = &exchange.body;
-        if (body.continue_due) {
-            body.continue_due = false;
-            // Nothing was sent since the last response left whole: it fits, or the client is gone.
-            const sent = sys.send(connection.fd, body_module.continue_head) catch 0;
-            if (sent != body_module.continue_head.len) return self.mark_closing(connection);
-        }
         connection.state = .reading_body;
+        if (body.continue_due and !self.send_continue(connection, body)) return;
         exchange.record.timing.pass(.head, self.now_ns);
         body.take_buffered(exchange, server.gpa, self.scratch, &server.body_limits) catch |err| {
             return self.refuse_body(connection, err);
@@ -825,6 +820,26 @@ pub const Poller = struct {
         self.set_deadline(connection, server.options.body_timeout_ms);
         if (connection.unread) return self.read_body(connection);
         server.sending.add(connection, .body);
+    }
+
+    /// False when the connection was marked for closing. Where the answer to the request before
+    /// fills the socket, it is still due, and sent when there is room.
+    fn send_continue(self: *Poller, connection: *Connection, body: *body_module.Body) bool {
+        const sent = sys.send(connection.fd, body_module.continue_head) catch |err| switch (err) {
+            error.WouldBlock => return true,
+            error.OutOfMemory, error.ConnectionGone, error.Unexpected => 0,
+        };
+        body.continue_due = false;
+        if (sent == body_module.continue_head.len) return true;
+        // A part of so little is nothing that a kernel takes.
+        self.mark_closing(connection);
+        return false;
+    }
+
+    fn go_on_with_body(self: *Poller, connection: *Connection, writable: bool) void {
+        const body = &connection.exchange.?.body;
+        if (writable and body.continue_due and !self.send_continue(connection, body)) return;
+        if (connection.unread) self.read_body(connection);
     }
 
     fn read_body(self: *Poller, connection: *Connection) void {
@@ -841,6 +856,8 @@ pub const Poller = struct {
             };
             const count = self.receive(connection, room) orelse return;
             if (count == 0) break;
+            // The client does not wait for it (RFC 9110 10.1.1).
+            body.continue_due = false;
             const limits = &server.body_limits;
             body.take_received(exchange, server.gpa, self.scratch, count, limits) catch |err| {
                 return self.refuse_body(connection, err);
