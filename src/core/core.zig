@@ -42,6 +42,7 @@ pub const server = @import("server.zig");
 pub const overdue = @import("overdue.zig");
 pub const health = @import("health.zig");
 pub const inspector = @import("inspector.zig");
+pub const watchdog = @import("watchdog.zig");
 pub const json = @import("json.zig");
 pub const admin = @import("admin.zig");
 pub const admin_pages = @import("admin_pages.zig");
