@@ -127,6 +127,8 @@ def serve(config: Config) -> int:
             config.place("listen.bind"),
         )
         forks.listeners = listeners
+        for text in config.warnings:
+            log.warning(text)
         _warn_of_sockets(log)
         telemetry = open_telemetry(config, log)
         application = _start_application(config, shutdown, admin, notifier, log)
