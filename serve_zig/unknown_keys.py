@@ -18,8 +18,10 @@ _PROCESSES = (
     "by default), and more cores are used by more replicas (docs/MIGRATING.md)"
 )
 _HTTP2 = "serve-zig speaks HTTP/1.1, and HTTP/2 ends in the proxy in front of it (docs/PROXIES.md)"
-_WEBSOCKET = "serve-zig serves WSGI applications, which have no WebSockets; let the proxy in front "
-_WEBSOCKET += "of it send those to a server that has"
+_WEBSOCKET = (
+    "serve-zig serves WSGI applications, which have no WebSockets; let the proxy in front of it "
+    "send those to a server that supports them"
+)
 _ASGI = (
     "serve-zig serves WSGI applications; wrap an ASGI one with a2wsgi.ASGIMiddleware and name the "
     "result in app.target"
@@ -56,8 +58,8 @@ _ELSEWHERE = {
     **dict.fromkeys(("metrics", "prometheus", "health", "healthcheck", "stats"), _ADMIN),
     **dict.fromkeys(
         ("host", "port", "address", "socket", "http_socket"),
-        'write listen.bind = "127'
-        '.0.0.1:8000", host and port in one string, or "unix:/run/app.sock"',
+        'write listen.bind = "127.0.0.1:8000", host and port in one string, or '
+        '"unix:/run/app.sock"',
     ),
     "reload": "start it as serve-zig --reload",
     "debug": "start it as serve-zig --reload, for development",
