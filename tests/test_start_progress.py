@@ -92,7 +92,7 @@ def test_reader_of_the_log_that_fails_does_not_end_the_start(
 # Limits.
 
 
-@pytest.mark.parametrize("kibibytes", [60_000, 150_000, 400_000])
+@pytest.mark.parametrize("kibibytes", [60_000, 150_000, 400_000, 600_000])
 def test_address_space_is_what_is_blamed(serve: Servers, kibibytes: int) -> None:
     """Not the number of processes; and nothing was said to serve before."""
     server = serve(

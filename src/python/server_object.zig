@@ -21,6 +21,8 @@ pub fn create(
     callable: *Object,
     report: *Object,
 ) capi.Error!?*anyopaque {
+    // Before there are threads, which need it to end.
+    core.sys.load_unwinder();
     const options = try read_options(Options, options_dict);
     var sockets: [core.poller.listeners_max]core.poller.ListenerOptions = undefined;
     var listeners: [core.poller.listeners_max]application_module.Listener = undefined;
