@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 from serving import wait_until
+from wire import PATIENCE
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
@@ -61,7 +62,7 @@ class Browser:
 
     def __exit__(self, *_: object) -> None:
         self._process.kill()
-        self._process.wait(10)
+        self._process.wait(PATIENCE)
         os.close(self._read)
         os.close(self._write)
         self._profile.cleanup()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serving import free_port, wait_until
-from wire import Connection, get
+from wire import PATIENCE, Connection, get
 
 NGINX = """
 daemon off;
@@ -140,19 +140,19 @@ class Proxy:
         def ready() -> bool:
             assert self.process.poll() is None, self.log()
             try:
-                with self.connect(timeout=1.0) as connection:
+                with self.connect() as connection:
                     connection.send(get("/ready"))
                     return connection.response().status == 200
             except (OSError, AssertionError):
                 return False
 
-        wait_until(ready, 10.0, self.log)
+        wait_until(ready, PATIENCE, self.log)
 
     def close(self) -> None:
         """End it."""
         self.process.terminate()
         try:
-            self.process.wait(10)
+            self.process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             self.process.kill()
-            self.process.wait(10)
+            self.process.wait(PATIENCE)

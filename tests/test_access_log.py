@@ -20,7 +20,7 @@ import pytest
 from admin_client import AdminClient
 from metrics import Metrics
 from serving import Server, Servers, free_port, wait_until
-from wire import Connection, all_closed, get, post
+from wire import PATIENCE, Connection, all_closed, get, post
 
 FIELDS = [
     "time", "client", "method", "target", "protocol", "status", "bytes_received", "bytes_sent",
@@ -546,13 +546,15 @@ def piped(tmp_path: Path, **log: Any) -> Iterator[tuple[int, int, "subprocess.Po
     os.close(writing)
     try:
         wait_until(
-            lambda: "serves" in (tmp_path / "stderr").read_text(), 10.0, lambda: "does not serve"
+            lambda: "serves" in (tmp_path / "stderr").read_text(),
+            PATIENCE,
+            lambda: "does not serve",
         )
         yield port, reading, process
     finally:
         os.close(reading)
         process.kill()
-        process.wait(10)
+        process.wait(PATIENCE)
 
 
 def test_lines_go_to_stdout(serve: Servers) -> None:
@@ -580,7 +582,7 @@ def test_a_file_is_appended_to_and_opened_anew(serve: Servers, tmp_path: Path) -
     path.rename(tmp_path / "old.log")
     server.send_signal(signal.SIGHUP)
     server.wait_log("info SIGHUP: log files are opened anew\n")
-    wait_until(path.exists, 5.0, lambda: "no new file")
+    wait_until(path.exists, PATIENCE, lambda: "no new file")
     server.exchange(get("/three"))
     (line,) = lines_of(path, 1)
     assert "/three" in line
@@ -652,16 +654,16 @@ def test_a_pipe_that_nobody_reads_holds_nobody_up(tmp_path: Path) -> None:
             text = bytearray()
             # The line of the request for the metrics itself may have been dropped after it.
             expected = count - dropped()
-            wait_until(drained, 10.0, lambda: f"not {expected} lines: {text.count(10)}")
+            wait_until(drained, PATIENCE, lambda: f"not {expected} lines: {text.count(10)}")
             # Now there is room again.
             expected = count + 3 - dropped()
-            wait_until(drained, 10.0, lambda: f"not {expected} lines: {text.count(10)}")
+            wait_until(drained, PATIENCE, lambda: f"not {expected} lines: {text.count(10)}")
         lines = text.decode("ascii").splitlines()
         assert len(lines) == expected
         for line in lines:
             checked(line)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 0
+        assert process.wait(PATIENCE) == 0
 
 
 RAISING = """
@@ -695,13 +697,13 @@ def test_an_error_log_that_nobody_reads_holds_nobody_up(tmp_path: Path) -> None:
                 assert connection.response().status == (200 if number % 50 == 0 else 500)
         wait_until(
             lambda: not re.search(r"log_lines_dropped_total 0$", admin.text("/metrics"), re.M),
-            5.0,
+            PATIENCE,
             lambda: "nothing was dropped",
         )
         process.send_signal(signal.SIGUSR1)
         began = time.monotonic()
         process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 0
+        assert process.wait(PATIENCE) == 0
         assert time.monotonic() - began < 5
         text = b""
         while block := os.read(reading, 1 << 16):
@@ -710,7 +712,7 @@ def test_an_error_log_that_nobody_reads_holds_nobody_up(tmp_path: Path) -> None:
     finally:
         os.close(reading)
         process.kill()
-        process.wait(10)
+        process.wait(PATIENCE)
 
 
 def test_a_pipe_that_nobody_reads_does_not_keep_the_server_from_ending(tmp_path: Path) -> None:
@@ -722,7 +724,7 @@ def test_a_pipe_that_nobody_reads_does_not_keep_the_server_from_ending(tmp_path:
                     connection.response()
         began = time.monotonic()
         process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 0
+        assert process.wait(PATIENCE) == 0
         assert time.monotonic() - began < 5
 
 
@@ -741,9 +743,9 @@ def test_a_reader_that_has_gone_costs_lines_alone(tmp_path: Path) -> None:
                 body = connection.response().body.decode()
                 return Metrics(body).value("log_lines_dropped") > 0
 
-            wait_until(dropped, 5.0, lambda: "nothing was dropped")
+            wait_until(dropped, PATIENCE, lambda: "nothing was dropped")
         process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 0
+        assert process.wait(PATIENCE) == 0
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="only Linux has /dev/full")
@@ -755,7 +757,7 @@ def test_a_full_disk_costs_lines_alone(serve: Servers) -> None:
         body = server.exchange(get("/metrics")).body.decode()
         return Metrics(body).value("log_lines_dropped") > 0
 
-    wait_until(dropped, 5.0, lambda: "nothing was dropped")
+    wait_until(dropped, PATIENCE, lambda: "nothing was dropped")
 
 
 def test_a_log_that_cannot_be_opened_is_one_clear_line(serve: Servers) -> None:

@@ -16,7 +16,7 @@ import requests
 from admin_client import serve_with_admin
 from metrics import Metrics
 from serving import REPOSITORY, Server, Servers, wait_until
-from wire import all_closed, get, post, post_chunked
+from wire import PATIENCE, all_closed, get, post, post_chunked
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 MIB = 1 << 20
@@ -74,7 +74,7 @@ def open_deleted_files(server: Server) -> list[str]:
 def test_a_large_upload_takes_no_memory(serve: Servers, coding: str) -> None:
     """The uploads example, with and without Content-Length."""
     with example(serve, "uploads") as server, server.connect(timeout=60) as connection:
-        requests.put(server.url, data=bytes(2 * MIB), timeout=20)
+        requests.put(server.url, data=bytes(2 * MIB), timeout=PATIENCE)
         block = bytes(range(256)) * 4096
         digest = hashlib.sha256(block * (SIZE // MIB)).hexdigest()
         with Growth(server) as growth:
@@ -96,7 +96,9 @@ def test_a_large_upload_takes_no_memory(serve: Servers, coding: str) -> None:
         assert growth.bytes <= GROWTH_MAX
         # The answer may arrive before the worker has let go of the request.
         wait_until(
-            lambda: not open_deleted_files(server), 5, lambda: f"left: {open_deleted_files(server)}"
+            lambda: not open_deleted_files(server),
+            PATIENCE,
+            lambda: f"left: {open_deleted_files(server)}",
         )
 
 
@@ -146,7 +148,7 @@ def test_responses_that_nobody_reads_are_bounded_together(serve: Servers) -> Non
         for number in range(count):
             assert clients[0].chunk() == bytes([number % 251]) * piece
         assert clients[0].chunk() == b""
-    wait_until(lambda: held_bytes() == 0, 10, lambda: f"{held_bytes()} held")
+    wait_until(lambda: held_bytes() == 0, PATIENCE, lambda: f"{held_bytes()} held")
 
 
 def test_slow_uploads_hold_no_thread(serve: Servers) -> None:
@@ -158,7 +160,7 @@ def test_slow_uploads_hold_no_thread(serve: Servers) -> None:
             connection.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n")
             connection.send(bytes(200_000))
         for _ in range(10):
-            assert server.exchange(get("/"), timeout=2).status == 200
+            assert server.exchange(get("/")).status == 200
 
 
 @LINUX
@@ -168,10 +170,12 @@ def test_an_upload_that_is_cut_leaves_no_file(serve: Servers) -> None:
     connection = server.connect()
     connection.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n")
     connection.send(bytes(500_000))
-    wait_until(lambda: open_deleted_files(server), 5, lambda: "no temporary file")
+    wait_until(lambda: open_deleted_files(server), PATIENCE, lambda: "no temporary file")
     connection.close()
     wait_until(
-        lambda: not open_deleted_files(server), 5, lambda: f"left: {open_deleted_files(server)}"
+        lambda: not open_deleted_files(server),
+        PATIENCE,
+        lambda: f"left: {open_deleted_files(server)}",
     )
 
 
@@ -203,12 +207,12 @@ def test_memory_of_finished_bodies_is_given_back(serve: Servers) -> None:
             connection.send(bytes(MIB - 1))
         wait_until(
             lambda: server.resident_bytes() > before + 30 * MIB,
-            10,
+            PATIENCE,
             lambda: "bodies are not gathered",
         )
     wait_until(
         lambda: server.resident_bytes() < before + 10 * MIB,
-        10,
+        PATIENCE,
         lambda: f"{(server.resident_bytes() - before) / MIB:.0f} MiB more than before",
     )
 
@@ -216,23 +220,23 @@ def test_memory_of_finished_bodies_is_given_back(serve: Servers) -> None:
 def test_chat_example(serve: Servers) -> None:
     """More listeners than threads; a line reaches all, and those who leave are forgotten."""
     with example(serve, "chat") as server:
-        assert "EventSource" in requests.get(server.url, timeout=10).text
+        assert "EventSource" in requests.get(server.url, timeout=PATIENCE).text
         with all_closed([server.connect() for _ in range(24)]) as listeners:
             for listener in listeners:
                 listener.send(get("/events"))
                 assert listener.head().value("content-type") == "text/event-stream; charset=utf-8"
                 assert listener.chunk() == b": welcome\n\n"
             for line in ("one", "two words", "thré"):
-                answer = requests.post(server.url + "/say", data={"line": line}, timeout=10)
+                answer = requests.post(server.url + "/say", data={"line": line}, timeout=PATIENCE)
                 assert answer.json() == {"listeners": 24}
                 for listener in listeners:
                     assert listener.chunk() == f"data: {line}\n\n".encode()
 
         def nobody_listens() -> bool:
-            answer = requests.post(server.url + "/say", data={"line": "?"}, timeout=10)
+            answer = requests.post(server.url + "/say", data={"line": "?"}, timeout=PATIENCE)
             return bool(answer.json() == {"listeners": 0})
 
-        wait_until(nobody_listens, 5, lambda: "listeners that left are still there")
+        wait_until(nobody_listens, PATIENCE, lambda: "listeners that left are still there")
 
 
 def test_uploads_example_says_what_it_takes(serve: Servers) -> None:

@@ -22,6 +22,7 @@ from serve_zig.addresses import parse_address
 from serve_zig.config import load
 from serve_zig.errors import LauncherError
 from serve_zig.logging import Log, escape
+from wire import PATIENCE
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -115,13 +116,13 @@ class Process:
         """Send signals and return the exit status."""
         for number in numbers:
             self.process.send_signal(number)
-        return self.process.wait(20)
+        return self.process.wait(PATIENCE)
 
     def close(self) -> None:
         """End the process if it still runs."""
         if self.process.poll() is None:
             self.process.kill()
-            self.process.wait(20)
+            self.process.wait(PATIENCE)
 
 
 class Project:
@@ -163,7 +164,7 @@ def project(tmp_path: Path) -> Iterator[Project]:
 
 def get(port: int, target: str = "/") -> bytes:
     """Return the body of the answer to a GET request."""
-    with socket.create_connection(("127.0.0.1", port), 20) as connection:
+    with socket.create_connection(("127.0.0.1", port), PATIENCE) as connection:
         request = f"GET {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
         connection.sendall(request.encode("latin-1"))
         answer = b""
@@ -447,7 +448,7 @@ def test_nobody_waits_for_an_application_that_is_still_imported(project: Project
         assert time.monotonic() < deadline
         time.sleep(0.01)
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(("127.0.0.1", port), 5)
+        socket.create_connection(("127.0.0.1", port), PATIENCE)
     assert server.end(signal.SIGTERM) == 0
     assert server.log().endswith(" info SIGTERM: stopped before the server served\n")
 
@@ -568,7 +569,7 @@ def app(environ, start_response):
 
 def begin(port: int) -> socket.socket:
     """Send a request that is not answered soon, and return its connection."""
-    connection = socket.create_connection(("127.0.0.1", port), 20)
+    connection = socket.create_connection(("127.0.0.1", port), PATIENCE)
     connection.sendall(b"GET /slow HTTP/1.1\r\nHost: localhost\r\n\r\n")
     return connection
 
@@ -900,7 +901,7 @@ def test_signal_after_the_drain_ends_at_once(project: Project) -> None:
 def test_as_process_1_it_handles_signals(project: Project) -> None:
     namespace = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
     try:
-        subprocess.run([*namespace, "true"], check=True, capture_output=True, timeout=20)
+        subprocess.run([*namespace, "true"], check=True, capture_output=True, timeout=PATIENCE)
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("this user may not make a process namespace")
     server = project.start(command=(*namespace, *LAUNCH))
@@ -947,7 +948,7 @@ def test_worker_that_ends_by_itself_ends_the_server(
     server = StubServer(error)
     workers = runner.Workers(server, Log("info"))  # type: ignore[arg-type]
     workers.start()
-    assert workers.join(10)
+    assert workers.join(PATIENCE)
     assert server.stopped.is_set()
     assert workers.has_failed
     assert f"error the worker serve-zig-0 has ended ({why}); the server stops\n" in (
@@ -962,7 +963,7 @@ def test_worker_may_end_when_the_server_does(
     workers = runner.Workers(StubServer(error), Log("info"))  # type: ignore[arg-type]
     workers.ending()
     workers.start()
-    assert workers.join(10)
+    assert workers.join(PATIENCE)
     assert not workers.has_failed
     assert capfd.readouterr().err == ""
 
@@ -979,7 +980,7 @@ def test_threads_that_the_system_refuses_are_one_clear_error(
     with pytest.raises(LauncherError, match=r"only 0 of 2 threads; lower concurrency.threads"):
         workers.start()
     assert server.stopped.is_set()
-    assert workers.join(1)
+    assert workers.join(PATIENCE)
 
 
 def test_options_of_the_core_are_milliseconds_and_bytes(project: Project) -> None:

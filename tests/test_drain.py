@@ -17,7 +17,7 @@ import pytest
 from admin_client import serve_with_admin
 from serve_zig import runner
 from serving import REPOSITORY, Server, Servers, address_of, wait_until
-from wire import Connection, Silence, all_closed, get, post
+from wire import PATIENCE, Connection, Silence, all_closed, get, post
 
 
 def refuses(server: Server) -> bool:
@@ -52,7 +52,7 @@ def test_drain_delay_goes_on_accepting(serve: Servers) -> None:
             assert response.body == b"done /new"
             assert response.closes
             time.sleep(0.02)
-        assert server.wait(5) == 0
+        assert server.wait() == 0
         assert 0.95 < time.monotonic() - began < 2.5
     assert re.search(r"SIGTERM: draining in 1 s, for at most 5 s", server.log())
 
@@ -74,7 +74,7 @@ def test_second_signal_in_the_delay_ends_at_once(serve: Servers) -> None:
     server.wait_log("draining in")
     began = time.monotonic()
     server.send_signal(signal.SIGTERM)
-    assert server.wait(5) == 1
+    assert server.wait() == 1
     assert time.monotonic() - began < 2
 
 
@@ -367,18 +367,22 @@ def test_pid_1(tmp_path: Path, before: tuple[str, ...]) -> None:
             cwd=REPOSITORY,
         )
     try:
-        init = wait_until(lambda: next(iter(children_of(outer.pid)), None), 5, lambda: "no PID 1")
+        init = wait_until(
+            lambda: next(iter(children_of(outer.pid)), None), PATIENCE, lambda: "no PID 1"
+        )
         address = ("127.0.0.1", port)
-        wait_until(lambda: _accepts(address), 10, lambda: (tmp_path / "log").read_text())
+        wait_until(lambda: _accepts(address), PATIENCE, lambda: (tmp_path / "log").read_text())
         for _ in range(5):
             assert _ask(address, "/orphan") == b"orphaned"
         assert _ask(address, "/own") == b"7"
         (server,) = (pid for pid, state in children_of(init).items() if state != "Z")
         wait_until(
-            lambda: set(children_of(init)) == {server}, 5, lambda: f"left: {children_of(init)}"
+            lambda: set(children_of(init)) == {server},
+            PATIENCE,
+            lambda: f"left: {children_of(init)}",
         )
         os.kill(init, signal.SIGTERM)
-        assert outer.wait(10) == 0
+        assert outer.wait(PATIENCE) == 0
         assert "SIGTERM: draining" in (tmp_path / "log").read_text()
     finally:
         outer.kill()

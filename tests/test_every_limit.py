@@ -19,7 +19,7 @@ from admin_client import serve_with_admin
 from metrics import Metrics
 from serve_zig.schema import KEYS
 from serving import Server, Servers, wait_until
-from wire import Connection, all_closed, chunked, get, post, post_chunked
+from wire import PATIENCE, Connection, all_closed, chunked, get, post, post_chunked
 
 #: Time limits are broken by waiting for them, and met by half of it.
 SHORT = 0.4
@@ -69,7 +69,9 @@ class Watched:
     def expect_counted(self, *expected: tuple[str, str, str]) -> None:
         """Each of these once, and nothing else."""
         wanted = dict.fromkeys(expected, 1)
-        wait_until(lambda: self.counted() == wanted, 5, lambda: f"{self.counted()}, not {wanted}")
+        wait_until(
+            lambda: self.counted() == wanted, PATIENCE, lambda: f"{self.counted()}, not {wanted}"
+        )
 
     def expect_line(self, pattern: str) -> None:
         """One line, which is this one, and whole."""
@@ -271,7 +273,9 @@ def limits_buffer_memory(start: Start) -> None:
             for connection, size in zip(connections, sizes, strict=True):
                 assert connection.response().json() == "b" * size
         (server.folder / "gate-read").unlink()
-        wait_until(lambda: watched.value("buffer_memory_bytes") == 0, 5, lambda: "some is held")
+        wait_until(
+            lambda: watched.value("buffer_memory_bytes") == 0, PATIENCE, lambda: "some is held"
+        )
         if turn == 0:
             server.wait_log("limits.buffer_memory is reached")
     assert watched.counted() == {}
@@ -287,7 +291,7 @@ def queued(start: Start, more: int) -> Watched:
         for connection in connections[1:]:
             connection.send(get("/queued"))
         if more > 0:
-            wait_until(lambda: watched.counted() != {}, 5, lambda: "nothing was shed")
+            wait_until(lambda: watched.counted() != {}, PATIENCE, lambda: "nothing was shed")
         watched.server.open_gate("queue")
         statuses = sorted(connection.response().status for connection in connections)
     assert statuses == [200] * (1 + size + min(more, 0)) + [503] * max(more, 0)
@@ -387,11 +391,11 @@ def timeouts_write(start: Start) -> None:
             connection.take(300_000)
         watched.expect_nothing()
     # It left in the middle.
-    wait_until(lambda: watched.counted() != {}, 5, lambda: "nothing was counted")
+    wait_until(lambda: watched.counted() != {}, PATIENCE, lambda: "nothing was counted")
     watched.begin()
     with watched.server.connect(receive_buffer=4096) as connection:
         connection.send(get("/large_list"))
-        wait_until(lambda: watched.counted() != {}, 5, lambda: "nothing was counted")
+        wait_until(lambda: watched.counted() != {}, PATIENCE, lambda: "nothing was counted")
     watched.expect_counted(("timeouts", "phase", "write"))
     watched.expect_line(f'info cut off 200 write_timeout; GET "/large_list" {FROM}, {ID}')
 
@@ -404,7 +408,7 @@ def timeouts_request(start: Start) -> None:
     with watched.server.connect() as connection:
         connection.send(get(f"/sleep?{SHORT * 3}"))
         assert connection.response().status == 504
-    wait_until(lambda: watched.counted() != {}, 5, lambda: "nothing was counted")
+    wait_until(lambda: watched.counted() != {}, PATIENCE, lambda: "nothing was counted")
     assert watched.counted()["timeouts", "phase", "app"] == 1
     target = re.escape(f"/sleep?{SHORT * 3}")
     watched.server.wait_log(f'(?m)^\\S+Z warning request timeout: GET "{target}" {FROM} .*{ID}')
@@ -504,7 +508,7 @@ def test_other_answers(believing: Watched, request_bytes: bytes, status: int, re
         connection.offer(request_bytes)
         assert connection.response().status == status
         connection.read_to_end(reset_counts=True)
-    wait_until(lambda: believing.counted() != {}, 5, lambda: "nothing was counted")
+    wait_until(lambda: believing.counted() != {}, PATIENCE, lambda: "nothing was counted")
     ((name, label, found), count) = believing.counted().popitem()
     assert (name, label, count) == ("bad_requests", "reason", 1)
     assert found.startswith(reason)
@@ -590,7 +594,7 @@ def test_a_body_that_fails_while_it_is_read(start: Start, body: bytes) -> None:
         connection.send(body)
         response = connection.response()
         assert (response.status, response.closes) == (400, True)
-    wait_until(lambda: watched.counted() != {}, 5, lambda: "nothing was counted")
+    wait_until(lambda: watched.counted() != {}, PATIENCE, lambda: "nothing was counted")
     ((name, _, reason), count) = watched.counted().popitem()
     assert (name, count) == ("bad_requests", 1)
     watched.expect_line(rf"info refused 400 {reason}; POST \"/read\" {FROM}, {ID}")
@@ -608,7 +612,7 @@ def test_a_client_that_leaves_while_its_body_is_read(start: Start) -> None:
             if number % 2:
                 connection.reset()
         watched.server.wait_event("failed", count=number + 1)
-    wait_until(lambda: bool(watched.counted()), 5, lambda: "nothing was counted")
+    wait_until(lambda: bool(watched.counted()), PATIENCE, lambda: "nothing was counted")
     assert watched.server.exchange(length_of(1)).status == 200
     assert watched.server.test_log() == ""
 

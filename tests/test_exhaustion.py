@@ -10,7 +10,7 @@ import pytest
 
 from admin_client import AdminClient
 from serving import Server, Servers, free_port, wait_until
-from wire import Connection, all_closed, get, post
+from wire import PATIENCE, Connection, all_closed, get, post
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="sets limits and reads /proc")
 
@@ -72,7 +72,7 @@ def test_out_of_descriptors(scarce: Server) -> None:
         assert scarce.cpu_seconds() - before < 0.2
         # Said once, however many wait and however often it was tried.
         said = "warning accepting pauses: the process may open no more files (ulimit -n)\n"
-        wait_until(lambda: said in scarce.log(), 5, scarce.log)
+        wait_until(lambda: said in scarce.log(), PATIENCE, scarce.log)
         assert scarce.log().count(said) == 1
         owner.send(b"\r\n")
         assert owner.response().status == 200
@@ -81,7 +81,7 @@ def test_out_of_descriptors(scarce: Server) -> None:
             connection.timeout = SOON
             assert connection.response().body == b"ok"
     idle = DESCRIPTORS // 2
-    wait_until(lambda: descriptors(scarce) < idle + 40, 5, lambda: str(descriptors(scarce)))
+    wait_until(lambda: descriptors(scarce) < idle + 40, PATIENCE, lambda: str(descriptors(scarce)))
     assert scarce.exchange(get("/ok")).status == 200
 
 
@@ -117,7 +117,7 @@ def test_the_longest_idle_makes_room_for_descriptors(scarce: Server) -> None:
         # Not after a pause, such as there is when nobody can go.
         assert sorted(times)[15] < 0.09, times
         said = "warning the process may open no more files (ulimit -n): for each new connection"
-        wait_until(lambda: said in scarce.log(), 5, scarce.log)
+        wait_until(lambda: said in scarce.log(), PATIENCE, scarce.log)
         assert scarce.log().count(said) == 1
         for connection in connections[:20]:
             connection.expect_close()
@@ -173,7 +173,7 @@ def test_hardly_any_descriptors(serve: Servers) -> None:
         server = serve("exhausting:app", prefix=limited(count), wait=False)
         server.errors_expected = True
         # Not when it accepts: it listens before the core is made.
-        wait_until(partial(has_begun_or_ended, server), 10, server.log)
+        wait_until(partial(has_begun_or_ended, server), PATIENCE, server.log)
         if server.process.poll() is None:
             break
         # 2 where there is none for the config file itself.
@@ -273,7 +273,7 @@ def test_files_do_not_take_the_applications_descriptors(serve: Servers, tmp_path
     with all_closed([server.connect(receive_buffer=4096) for _ in range(290)]) as readers:
         for reader in readers:
             reader.send(get("/files/large"))
-        wait_until(lambda: descriptors(server) > 580, 10, lambda: str(descriptors(server)))
+        wait_until(lambda: descriptors(server) > 580, PATIENCE, lambda: str(descriptors(server)))
         with server.connect() as connection:
             connection.send(get("/take"))
             assert int(connection.response().body) > 200

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from serving import Server, Servers, wait_until
-from wire import Connection, all_closed, chunked, get, post, post_chunked
+from wire import PATIENCE, Connection, all_closed, chunked, get, post, post_chunked
 
 COUNT = 50
 #: Requests of a good client while the bad ones are there.
@@ -39,7 +39,7 @@ def expect_unnoticed(server: Server) -> None:
     # What the bad ones asked for goes first.
     assert server.exchange(get("/hello")).body == b"hello"
     times = []
-    with all_closed([server.connect(timeout=5) for _ in range(4)]) as connections:
+    with all_closed([server.connect() for _ in range(4)]) as connections:
         for number in range(REQUESTS):
             began = time.monotonic()
             connection = connections[number % 4]
@@ -205,7 +205,7 @@ def test_kernel_memory_of_clients_not_reading(four_threads: Server) -> None:
                 time.sleep(0.05)
                 return 0 < seen[-1] == seen[-2] == seen[-3]
 
-            wait_until(settled, 5, lambda: f"it goes on: {seen}")
+            wait_until(settled, PATIENCE, lambda: f"it goes on: {seen}")
             return seen[-1]
 
     assert held() > 1_000_000
@@ -247,7 +247,7 @@ def test_unfinished_large_heads_are_bounded_together(serve: Servers) -> None:
         sockets = {connection.socket: connection for connection in connections}
         refused = wait_until(
             lambda: found if len(found := select.select(sockets, [], [], 0.2)[0]) > 3 else None,
-            10,
+            PATIENCE,
             lambda: "all are taken",
         )
         assert len(refused) < 38

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from serving import Server, Servers, address_of, free_port, wait_until
-from wire import Connection, all_closed, get, post
+from wire import PATIENCE, Connection, all_closed, get, post
 
 SIGNALS = [signal.SIGTERM, signal.SIGINT]
 
@@ -56,7 +56,7 @@ def test_signal_finishes_what_runs(serve: Servers, number: signal.Signals) -> No
     server = serve("working:app")
     with begin(server, "/gate?running") as connection:
         server.send_signal(number)
-        wait_until(lambda: refuses(server), 5, lambda: "still accepts")
+        wait_until(lambda: refuses(server), PATIENCE, lambda: "still accepts")
         server.open_gate("running")
         response = connection.response()
         assert response.body == b"done /gate"
@@ -70,7 +70,7 @@ def test_new_connections_are_refused_while_draining(serve: Servers) -> None:
     server = serve("working:app")
     with begin(server, "/gate?draining") as connection:
         server.send_signal(signal.SIGTERM)
-        wait_until(lambda: refuses(server), 5, lambda: "still accepts")
+        wait_until(lambda: refuses(server), PATIENCE, lambda: "still accepts")
         # Not once more: a balancer that retries elsewhere must be told at the door.
         for _ in range(20):
             assert refuses(server)
@@ -87,7 +87,7 @@ def test_request_on_an_open_connection_while_draining(serve: Servers) -> None:
         idle.send(get("/first"))
         assert idle.response().status == 200
         server.send_signal(signal.SIGTERM)
-        wait_until(lambda: refuses(server), 5, lambda: "still accepts")
+        wait_until(lambda: refuses(server), PATIENCE, lambda: "still accepts")
         idle.offer(get("/second"))
         answer = idle.read_to_end(reset_counts=True)
         # Closed before it came, or answered with close: either is an honest answer.
@@ -104,7 +104,7 @@ def test_pipelined_request_behind_the_running_one(serve: Servers) -> None:
         connection.send(get("/gate?pipelined") + get("/behind"))
         server.wait_event("begun", path="/gate")
         server.send_signal(signal.SIGTERM)
-        wait_until(lambda: refuses(server), 5, lambda: "still accepts")
+        wait_until(lambda: refuses(server), PATIENCE, lambda: "still accepts")
         server.open_gate("pipelined")
         first = connection.response()
         assert first.body == b"done /gate"
@@ -224,11 +224,11 @@ def test_second_signal_ends_at_once(serve: Servers, number: signal.Signals) -> N
     server = serve("working:app", {"timeouts": {"drain": 30.0}})
     with begin(server, "/stubborn?20"):
         server.send_signal(signal.SIGTERM)
-        wait_until(lambda: refuses(server), 5, lambda: "still accepts")
+        wait_until(lambda: refuses(server), PATIENCE, lambda: "still accepts")
         assert server.process.poll() is None
         began = time.monotonic()
         server.send_signal(number)
-        assert server.wait(5) != 0
+        assert server.wait() != 0
         assert time.monotonic() - began < 3
 
 
@@ -288,7 +288,7 @@ def test_start_up_time(serve: Servers, tmp_path: Path) -> None:
             except ConnectionRefusedError:
                 return None
 
-        with wait_until(connected, 10, lambda: "does not accept") as connection:
+        with wait_until(connected, PATIENCE, lambda: "does not accept") as connection:
             connection.send(get("/first"))
             assert connection.response().body == b"hello /first"
         times.append(time.monotonic() - began)
@@ -499,7 +499,7 @@ def test_connections_leave_no_descriptors(serve: Servers) -> None:
                 connection.response()
             if number % 2:
                 connection.reset()
-    wait_until(lambda: descriptors() <= before, 5, lambda: f"{descriptors()} > {before}")
+    wait_until(lambda: descriptors() <= before, PATIENCE, lambda: f"{descriptors()} > {before}")
 
 
 # Memory

@@ -10,7 +10,7 @@ import pytest
 
 from admin_client import AdminClient, serve_with_admin
 from serving import Server, Servers, wait_until
-from wire import get, post
+from wire import PATIENCE, get, post
 
 LIMIT = 0.3
 
@@ -119,7 +119,7 @@ def test_overdue_call_that_holds_the_gil(answering: Pair) -> None:
         assert connection.response().status == 504
         assert time.monotonic() - began < 1.0
         # Counted by the loop, once it has answered.
-        wait_until(lambda: timeouts(admin) - before == 1, 1, lambda: "not counted")
+        wait_until(lambda: timeouts(admin) - before == 1, PATIENCE, lambda: "not counted")
         assert not server.events("done", path="/hold")
     server.wait_log(r'request timeout: GET "/hold\?1\.2"')
 
@@ -173,7 +173,7 @@ def test_lines_of_an_overdue_call_are_told_by_its_id(serve: Servers) -> None:
     assert (record["method"], record["target"]) == ("GET", "/sleep?0.6")
     assert record["client"] == "127.0.0.1"
     assert "in sleep_in_steps" in record["detail"]
-    access = json.loads(wait_until(lambda: server.output(), 5, lambda: "no line"))
+    access = json.loads(wait_until(lambda: server.output(), PATIENCE, lambda: "no line"))
     assert access["request_id"] == given
     assert access["status"] == 504
     assert access["bytes_sent"] == len(wire)
@@ -193,7 +193,7 @@ def test_handler_can_see_that_nobody_waits(answering: Pair) -> None:
     """serve_zig.client_disconnected says so once the client has its 504."""
     server, _ = answering
     assert server.exchange(get("/gone?5")).status == 504
-    server.wait_event("nobody_waits", within=2)
+    server.wait_event("nobody_waits")
 
 
 def test_interim_response_comes_before(answering: Pair) -> None:
@@ -332,7 +332,7 @@ def test_exception_is_raised_in_the_handler(raising: Pair) -> None:
     server, _ = raising
     began = time.monotonic()
     assert server.exchange(get("/sleep?10")).status == 504
-    (event,) = server.wait_event("raised", path="/sleep", within=2)
+    (event,) = server.wait_event("raised", path="/sleep")
     assert "timeouts.request" in event["text"]
     assert time.monotonic() - began < 2
     server.wait_log(r"application error: RequestTimeout; GET \"/sleep\?10\"")
@@ -344,7 +344,7 @@ def test_exception_ends_an_iterable_and_closes_it(raising: Pair) -> None:
     """PEP 3333: close is called whatever happens."""
     server, _ = raising
     assert server.exchange(get("/closing?10")).status == 504
-    server.wait_event("raised", path="/closing", within=2)
+    server.wait_event("raised", path="/closing")
     server.wait_event("closed")
     server.errors_expected = True
 
@@ -393,7 +393,9 @@ def test_sigusr1_dumps_requests_and_threads(serve: Servers) -> None:
         server.wait_event("begun", path="/gate")
         queued.send(get("/waits"))
         wait_until(
-            lambda: dump(server).count("in flight: ") == 2, 5, lambda: "two are not in flight"
+            lambda: dump(server).count("in flight: ") == 2,
+            PATIENCE,
+            lambda: "two are not in flight",
         )
         log = dump(server)
         assert re.search(r'in flight: GET "/gate\?dump" from 127\.0\.0\.1 \(app for \d', log)
@@ -413,7 +415,7 @@ def dump(server: Server) -> str:
     server.send_signal(signal.SIGUSR1)
     return wait_until(
         lambda: found if " in no code " in (found := server.log()[before:]) else None,
-        5,
+        PATIENCE,
         lambda: f"no dump:\n{server.log()}",
     )
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from serving import Server, Servers, wait_until
-from wire import Connection, Response, Truncated, all_closed, get, post
+from wire import PATIENCE, Connection, Response, Truncated, all_closed, get, post
 
 MEBIBYTE = 1 << 20
 GIBIBYTE = 1 << 30
@@ -657,7 +657,7 @@ def test_slow_clients_hold_no_thread_and_no_memory(serve: Servers) -> None:
         assert server.resident_bytes() - before < 4 * MEBIBYTE
     wait_until(
         lambda: open_descriptors(server) <= descriptors,
-        5,
+        PATIENCE,
         lambda: f"{open_descriptors(server)} descriptors of {descriptors}",
     )
 
@@ -687,7 +687,9 @@ def test_client_that_takes_nothing_is_cut(serve: Servers) -> None:
         connection.send(get(target))
         connection.take(100)
         assert has_open(server, "hole.bin")
-        wait_until(lambda: not has_open(server, "hole.bin"), 4, lambda: "the file is still open")
+        wait_until(
+            lambda: not has_open(server, "hole.bin"), PATIENCE, lambda: "the file is still open"
+        )
         assert len(connection.read_to_end(reset_counts=True)) < 64 * MEBIBYTE
 
 
@@ -700,7 +702,7 @@ def test_client_that_leaves_lets_go_of_the_file(site: Server, leave: Any) -> Non
     connection.take(100)
     assert has_open(site, "hole.bin")
     leave(connection)
-    wait_until(lambda: not has_open(site, "hole.bin"), 2, lambda: "the file is still open")
+    wait_until(lambda: not has_open(site, "hole.bin"), PATIENCE, lambda: "the file is still open")
 
 
 def test_file_that_becomes_shorter_ends_the_connection(site: Server) -> None:
@@ -744,7 +746,7 @@ def test_directory_that_another_one_replaces(serve: Servers) -> None:
     (folder / "www" / "page.html").write_bytes(b"new")
     wait_until(
         lambda: server.exchange(get("/s/page.html")).body == b"new",
-        5,
+        PATIENCE,
         lambda: "the old directory is still served",
     )
 

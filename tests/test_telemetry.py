@@ -30,7 +30,7 @@ from serve_zig.addresses import AddressError, parse_url
 from serve_zig.logging import Log
 from serve_zig.telemetry import _Traced
 from serving import REPOSITORY, Server, Servers, free_port, wait_until
-from wire import get
+from wire import PATIENCE, get
 
 SERVER = 2
 ERROR = 2
@@ -112,7 +112,7 @@ class Collector:
         """Wait until so many spans have come, and return them."""
         return wait_until(
             lambda: self.received if len(self.received) >= count else None,
-            15.0,
+            PATIENCE,
             lambda: f"not {count} spans: {[span.name for span in self.received]}",
         )
 
@@ -124,14 +124,14 @@ class Collector:
             return spans if len(spans) >= count else None
 
         return wait_until(
-            found, 15.0, lambda: f"no {count}: {[span.name for span in self.received]}"
+            found, PATIENCE, lambda: f"no {count}: {[span.name for span in self.received]}"
         )[-1]
 
     def named(self, name: str) -> Span:
         """Wait for a span by its name and return it."""
         return wait_until(
             lambda: next((span for span in self.received if span.name == name), None),
-            15.0,
+            PATIENCE,
             lambda: f"no {name}: {[span.name for span in self.received]}",
         )
 
@@ -139,7 +139,7 @@ class Collector:
         """Stop receiving."""
         self._server.shutdown()
         self._server.server_close()
-        self._thread.join(10)
+        self._thread.join(PATIENCE)
 
 
 @pytest.fixture
@@ -400,7 +400,7 @@ def test_concurrent_requests_do_not_mix(shared: tuple[Server, Collector]) -> Non
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(PATIENCE)
     collector.server_span(8)
     spans = collector.wait(24)
     by_id = {span.id: span for span in spans}
@@ -840,7 +840,7 @@ def app(environ, start_response):
     return [repr(found).encode()]
 """
     server = serve("plain:app", files={"plain.py": source})
-    assert requests.get(server.url, timeout=10).text == "[]"
+    assert requests.get(server.url, timeout=PATIENCE).text == "[]"
 
 
 def test_without_opentelemetry_it_says_what_to_install(tmp_path: Path) -> None:
@@ -886,7 +886,7 @@ def test_secrets_of_the_endpoint_are_shown_to_nobody(serve: Servers, collector: 
     assert collector.requests[0][0] == "/in/v1/traces?token=letmein&b=letmein"
     collector.close()
     assert server.exchange(get("/list")).status == 200
-    server.wait_log("telemetry: .*", within=10.0)
+    server.wait_log("telemetry: .*")
     server.stop()
     assert f"http://***@127.0.0.1:{collector.port}/in/v1/traces?token=***&b=***" in server.log()
     assert re.search("warning telemetry: ", server.log())

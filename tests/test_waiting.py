@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from serving import APPLICATIONS, Server, Servers, wait_until
-from wire import Connection, all_closed, get, post
+from wire import PATIENCE, Connection, all_closed, get, post
 
 LARGE = 8 << 20
 
@@ -104,13 +104,13 @@ def test_a_client_that_leaves_ends_a_wait_with_empty_strings(
             for _ in range(400):
                 connection.chunk()
         way(connection)
-        polled.wait_event("closed", tag=tag, within=3)
+        polled.wait_event("closed", tag=tag)
     assert not polled.events("polled", tag=tag)
     assert body_of(polled, "/hello") == b"hello"
     status = "200" if "pieces=1" in spec or "400" in spec else "499"
     wait_until(
         lambda: re.search(rf'"GET /polling\?{tag} HTTP/1.1" {status} ', polled.output()),
-        2,
+        PATIENCE,
         lambda: polled.output(),
     )
 
@@ -332,11 +332,11 @@ def test_every_response_that_waits_is_closed_once(serve: Servers, threads: int) 
     for visitor in visitors:
         visitor.start()
     for visitor in visitors:
-        visitor.join(20)
+        visitor.join(PATIENCE)
     assert not errors, errors
     wait_until(
         lambda: body_of(server, "/count-restless") == b"0 0",
-        5,
+        PATIENCE,
         lambda: f"open, closed twice: {body_of(server, '/count-restless')!r}",
     )
     assert server.stop() == 0

@@ -182,7 +182,7 @@ def test_client_dies_mid_chunked_upload(server: Server, missing: int) -> None:
 def test_half_closed_upload(server: Server) -> None:
     """A client that half-closes in the middle of its body is told, or dropped, at once."""
     request = post("/read?half-closed", b"x" * 100)[:-1]
-    answer = server.raw(request, half_close=True, timeout=5)
+    answer = server.raw(request, half_close=True)
     assert answer == b"" or answer.startswith(b"HTTP/1.1 400 ")
     assert not server.events("called", tag="half-closed")
 
