@@ -42,6 +42,9 @@ IMPATIENT = (
     "end._END_SECONDS = 0.3; end._FLUSH_SECONDS = 0.3; run()",
 )
 
+# The same, but it waits for that longer than a test does.
+PATIENT = (*IMPATIENT[:2], IMPATIENT[2].replace("0.3", "600"))
+
 # A record of the log: time, level, message.
 RECORD = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z (error|warning|info) \S.*")
 
@@ -97,7 +100,7 @@ class Process:
         """Return what was written to stderr."""
         return self._log.read_text(encoding="utf-8")
 
-    def wait_log(self, pattern: str, seconds: float = 20.0) -> re.Match[str]:
+    def wait_log(self, pattern: str, seconds: float = PATIENCE) -> re.Match[str]:
         """Wait until the log has the pattern, and return the match."""
         deadline = time.monotonic() + seconds
         while True:
@@ -327,13 +330,11 @@ def test_check_keeps_what_the_application_prints_out_of_the_config(project: Proj
 
 def test_check_does_not_wait_for_threads_of_the_application(project: Project) -> None:
     project.write(
-        HELLO + "import threading, time\nthreading.Thread(target=time.sleep, args=[60]).start()\n"
+        HELLO + "import threading, time\nthreading.Thread(target=time.sleep, args=[600]).start()\n"
     )
-    began = time.monotonic()
     done = project.run("--check")
     assert done.returncode == 0
     tomli.loads(done.stdout)
-    assert time.monotonic() - began < 30
 
 
 def test_check_reports_every_mistake_of_the_config(project: Project) -> None:
@@ -370,7 +371,7 @@ def test_application_that_is_not_there(project: Project, check: list[str]) -> No
 
 
 def test_interrupt_of_a_check(project: Project) -> None:
-    project.write("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n")
+    project.write("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(600)\n")
     done = project.run("--check")
     assert done.returncode == 130
     assert done.stderr == "serve-zig: interrupted\n"
@@ -407,7 +408,7 @@ def test_reference_config_serves_the_example(tmp_path: Path) -> None:
 def test_log_level_hides_what_is_less_important(project: Project) -> None:
     server = project.start("--set", "log.level=error", "--set", f"listen.bind=unix:{'s'}")
     path = project.folder / "s"
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE
     while True:
         with socket.socket(socket.AF_UNIX) as probe:
             if probe.connect_ex(str(path)) == 0:
@@ -438,11 +439,11 @@ def test_taken_port_is_told_before_the_application_is_imported(project: Project)
 
 
 def test_nobody_waits_for_an_application_that_is_still_imported(project: Project) -> None:
-    project.write("import time\nopen('importing', 'w').close()\ntime.sleep(60)\n")
+    project.write("import time\nopen('importing', 'w').close()\ntime.sleep(600)\n")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     server = project.start("--set", f"listen.bind=127.0.0.1:{port}")
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE
     while not (project.folder / "importing").exists():
         assert server.process.poll() is None, server.log()
         assert time.monotonic() < deadline
@@ -488,7 +489,7 @@ def test_signal_in_a_callback_ends_the_start_too(project: Project, times: int) -
         Last()
         for _ in range({times} - 1):
             Busy()
-        time.sleep(60)
+        time.sleep(600)
         """
     )
     server = project.start("--set", "log.level=error")
@@ -548,7 +549,7 @@ def test_second_signal_during_the_import_ends_at_once(project: Project) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
         except BaseException:
             os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(60)
+            time.sleep(600)
         """
     )
     assert project.start().end() == 1
@@ -558,7 +559,7 @@ STUBBORN = """
 import sys, time
 def app(environ, start_response):
     print("running", file=sys.stderr, flush=True)
-    until = time.monotonic() + 60
+    until = time.monotonic() + 600
     while time.monotonic() < until:
         try:
             time.sleep(0.05)
@@ -583,7 +584,7 @@ def test_drain_that_times_out_shows_what_still_runs(project: Project) -> None:
     log = server.log()
     assert re.search(r" error the drain timed out after 0\.3 s \(.*1 running", log)
     found = (
-        r' error cut off: GET "/slow" from 127\.0\.0\.1 \(app for 0\.\d s, thread serve-zig-\d+, '
+        r' error cut off: GET "/slow" from 127\.0\.0\.1 \(app for \d+\.\d s, thread serve-zig-\d+, '
     )
     assert re.search(rf"{found}request id \S+\)\n", log)
     assert re.search(rf'    File "{project.folder}/hello.py", line \d+, in app\n', log)
@@ -598,9 +599,7 @@ def test_second_signal_ends_at_once(project: Project) -> None:
         server.wait_log("running")
         server.process.send_signal(signal.SIGTERM)
         server.wait_log("draining")
-        began = time.monotonic()
         assert server.end(signal.SIGINT) == 1
-        assert time.monotonic() - began < 10
     assert "warning SIGINT: the second signal; the server stops at once" in server.log()
 
 
@@ -757,14 +756,16 @@ def test_process_that_the_application_forks_can_be_ended(project: Project) -> No
         import os, signal, time, warnings
         warnings.simplefilter("ignore")
         def child(number):
+            read, write = os.pipe()
             pid = os.fork()
             if pid == 0:
                 try:
-                    time.sleep(60)
+                    os.write(write, b".")
+                    time.sleep(600)
                 except KeyboardInterrupt:
                     os._exit(7)
                 os._exit(8)
-            time.sleep(0.2)
+            os.read(read, 1)
             os.kill(pid, number)
             return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         """
@@ -787,7 +788,7 @@ def test_threads_of_the_application_do_not_keep_the_process(project: Project) ->
     project.write(
         HELLO
         + "import threading, time\n"
-        + "threading.Thread(target=time.sleep, args=[60], name='pump').start()\n"
+        + "threading.Thread(target=time.sleep, args=[600], name='pump').start()\n"
     )
     server = project.start(command=IMPATIENT)
     server.port()
@@ -809,7 +810,7 @@ def test_threads_of_the_application_do_not_keep_a_start_that_failed(
     """Else whoever started the process would see one that runs."""
     project.write(
         "import threading, time\n"
-        "threading.Thread(target=time.sleep, args=[60], name='pump').start()\n" + then
+        "threading.Thread(target=time.sleep, args=[600], name='pump').start()\n" + then
     )
     server = project.start(*arguments, command=IMPATIENT)
     assert server.end() == status
@@ -819,14 +820,12 @@ def test_threads_of_the_application_do_not_keep_a_start_that_failed(
 def test_signal_after_a_start_that_failed_ends_at_once(project: Project) -> None:
     project.write(
         "import threading, time\n"
-        "threading.Thread(target=time.sleep, args=[60], name='pump').start()\n"
+        "threading.Thread(target=time.sleep, args=[600], name='pump').start()\n"
         "import missing_module"
     )
-    server = project.start()
+    server = project.start(command=PATIENT)
     server.wait_log("No module named 'missing_module'")
-    began = time.monotonic()
     assert server.end(signal.SIGTERM) == 3
-    assert time.monotonic() - began < 5
 
 
 def test_check_in_a_process_of_somebody_elses_leaves_that_alone(project: Project) -> None:
@@ -888,9 +887,9 @@ def test_errors_are_told_past_the_applications_streams(project: Project, stderr:
 
 def test_signal_after_the_drain_ends_at_once(project: Project) -> None:
     project.write(
-        HELLO + "import threading, time\nthreading.Thread(target=time.sleep, args=[60]).start()\n"
+        HELLO + "import threading, time\nthreading.Thread(target=time.sleep, args=[600]).start()\n"
     )
-    server = project.start()
+    server = project.start(command=PATIENT)
     server.port()
     server.process.send_signal(signal.SIGTERM)
     server.wait_log("drained; the server ends")

@@ -15,8 +15,8 @@ from wire import PATIENCE, Connection, all_closed, get, post
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="sets limits and reads /proc")
 
 DESCRIPTORS = 100
-#: How soon a server is back to work once it could be: it looks ten times a second.
-SOON = 2.0
+# What a client keeps open stays open beyond the test.
+FOR_EVER = {"head": 600.0, "body": 600.0, "keep_alive": 600.0, "write": 600.0}
 
 
 @pytest.fixture
@@ -24,7 +24,11 @@ def scarce(serve: Servers) -> Server:
     """A server under `ulimit -n`: half of the descriptors go to connections."""
     server = serve(
         "exhausting:app",
-        {"concurrency": {"threads": 2}, "limits": {"body_memory": 1000}},
+        {
+            "concurrency": {"threads": 2},
+            "limits": {"body_memory": 1000},
+            "timeouts": FOR_EVER,
+        },
         prefix=["sh", "-c", f'ulimit -n {DESCRIPTORS}; exec "$@"', "sh"],
     )
     assert "limits.connections is cut from 10000 to 50" in server.log()
@@ -48,9 +52,8 @@ def give(connection: Connection, count: int) -> None:
     assert connection.response().status == 200
 
 
-def ask(connection: Connection, within: float = SOON) -> None:
-    """A request on this connection is answered in time."""
-    connection.timeout = within
+def ask(connection: Connection) -> None:
+    """A request on this connection is answered."""
     connection.send(get("/ok"))
     assert connection.response().body == b"ok"
 
@@ -78,7 +81,6 @@ def test_out_of_descriptors(scarce: Server) -> None:
         assert owner.response().status == 200
         give(owner, 40)
         for connection in waiting:
-            connection.timeout = SOON
             assert connection.response().body == b"ok"
     idle = DESCRIPTORS // 2
     wait_until(lambda: descriptors(scarce) < idle + 40, PATIENCE, lambda: str(descriptors(scarce)))
@@ -99,11 +101,13 @@ def test_a_client_that_leaves_makes_room(scarce: Server) -> None:
         late.send(get("/ok"))
         late.expect_silence(0.3)
         connections[0].close()
-        late.timeout = SOON
         assert late.response().body == b"ok"
 
 
-def test_the_longest_idle_makes_room_for_descriptors(scarce: Server) -> None:
+@pytest.mark.parametrize(
+    "seconds_max", [PATIENCE, pytest.param(0.09, marks=pytest.mark.timing)], ids=["", "soon"]
+)
+def test_the_longest_idle_makes_room_for_descriptors(scarce: Server, seconds_max: float) -> None:
     """As at limits.connections: who has been idle longest goes, and everybody is served."""
     with held_back(scarce) as owner, all_closed([]) as connections:
         give(owner, 10)
@@ -115,7 +119,7 @@ def test_the_longest_idle_makes_room_for_descriptors(scarce: Server) -> None:
             ask(connections[-1])
             times.append(time.monotonic() - began)
         # Not after a pause, such as there is when nobody can go.
-        assert sorted(times)[15] < 0.09, times
+        assert sorted(times)[15] < seconds_max, times
         said = "warning the process may open no more files (ulimit -n): for each new connection"
         wait_until(lambda: said in scarce.log(), PATIENCE, scarce.log)
         assert scarce.log().count(said) == 1
@@ -194,7 +198,7 @@ def test_hardly_any_descriptors(serve: Servers) -> None:
 
 def test_a_full_table_costs_nothing(serve: Servers) -> None:
     """At limits.connections with nobody idle, clients in the backlog cost no time."""
-    server = serve("exhausting:app", {"limits": {"connections": 3}})
+    server = serve("exhausting:app", {"limits": {"connections": 3}, "timeouts": FOR_EVER})
     with all_closed([server.connect() for _ in range(3)]) as connections:
         for connection in connections:
             ask(connection)
@@ -215,7 +219,7 @@ def test_a_full_table_costs_nothing(serve: Servers) -> None:
 
 def test_silent_connections_make_room(serve: Servers) -> None:
     """Who never said anything is idle, too, and goes first; who is in the middle stays."""
-    server = serve("exhausting:app", {"limits": {"connections": 20}})
+    server = serve("exhausting:app", {"limits": {"connections": 20}, "timeouts": FOR_EVER})
     with server.connect() as half, all_closed([]) as connections:
         half.send(get("/ok")[:20])
         silent = [server.connect() for _ in range(19)]
@@ -234,7 +238,7 @@ def test_admin_answers_without_descriptors(serve: Servers) -> None:
     bind = f"127.0.0.1:{free_port()}"
     server = serve(
         "exhausting:app",
-        {"admin": {"bind": bind}, "concurrency": {"threads": 2}},
+        {"admin": {"bind": bind}, "concurrency": {"threads": 2}, "timeouts": FOR_EVER},
         prefix=limited(DESCRIPTORS),
     )
     admin = AdminClient(bind)

@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent
@@ -48,7 +47,7 @@ class Reloading:
     def configure(self, listen: str) -> None:
         """Write the config."""
         (self.folder / "serve.toml").write_text(
-            f'[app]\ntarget = "hello:app"\n[listen]\n{listen}\n[timeouts]\ndrain = 5.0\n', "utf-8"
+            f'[app]\ntarget = "hello:app"\n[listen]\n{listen}\n[timeouts]\ndrain = 20.0\n', "utf-8"
         )
 
     def start(self, *arguments: str) -> None:
@@ -78,7 +77,7 @@ class Reloading:
         """Wait until the log matches so many times."""
         wait_until(
             lambda: len(re.findall(pattern, self.log())) >= count or None,
-            20.0,
+            PATIENCE,
             lambda: f"no {count} of {pattern!r}:\n{self.log()}",
         )
 
@@ -86,7 +85,7 @@ class Reloading:
         """Wait until so many servers have begun to serve."""
         self.wait_log(r"info serve-zig .* serves ", count)
 
-    def ask(self, path: str = "/", timeout: float = 20.0) -> bytes:
+    def ask(self, path: str = "/", timeout: float = PATIENCE) -> bytes:
         """Send a request on a new connection and return the body of the answer."""
         with Connection(socket.AF_INET, ("127.0.0.1", self.port), timeout=timeout) as connection:
             connection.send(get(path, "Connection: close"))
@@ -96,7 +95,7 @@ class Reloading:
         """Wait until a version answers."""
         wait_until(
             lambda: self.ask().startswith(version.encode() + b" ") or None,
-            20.0,
+            PATIENCE,
             lambda: f"{version} does not answer:\n{self.log()}",
         )
 
@@ -185,8 +184,11 @@ def test_requests_in_flight_are_answered_by_the_old_server(reloading: Reloading)
 def test_several_changes_at_once_are_one(reloading: Reloading) -> None:
     reloading.start()
     reloading.wait_serving()
+    # However long it takes to write them: the supervisor sees them together.
+    reloading.process.send_signal(signal.SIGSTOP)
     for name in ("a.py", "b.py", "c.py", "d.py"):
         (reloading.folder / name).write_text("", "utf-8")
+    reloading.process.send_signal(signal.SIGCONT)
     reloading.wait_serving(2)
     assert reloading.log().count("restarting") == 1
     assert "a.py, b.py, c.py and 1 more changed; restarting" in reloading.log()
@@ -268,7 +270,7 @@ def test_interrupt_of_the_terminal_reaches_both_and_counts_once(reloading: Reloa
 
 
 def test_second_signal_ends_the_server_at_once(reloading: Reloading) -> None:
-    reloading.write("one", HELLO.replace("0.6", "30"))
+    reloading.write("one", HELLO.replace("0.6", "600"))
     reloading.start()
     reloading.wait_serving()
     with socket.create_connection(("127.0.0.1", reloading.port)) as connection:
@@ -276,9 +278,7 @@ def test_second_signal_ends_the_server_at_once(reloading: Reloading) -> None:
         wait_until(lambda: (reloading.folder / "slow").exists() or None, PATIENCE, reloading.log)
         reloading.process.send_signal(signal.SIGTERM)
         reloading.wait_log("draining for at most")
-        began = time.monotonic()
         assert reloading.end() == 1
-        assert time.monotonic() - began < 4.0
 
 
 def test_other_signals_are_passed_on(reloading: Reloading) -> None:

@@ -1,6 +1,5 @@
 """An application that can hold the GIL in a C call, and one whose import waits for a test."""
 
-import ctypes
 import os
 import threading
 import time
@@ -10,11 +9,6 @@ from wsgiref.types import StartResponse, WSGIEnvironment
 import events
 
 PLAIN = [("Content-Type", "text/plain")]
-
-
-def hold_gil(seconds: float) -> None:
-    """Sleep in C without giving the GIL away, as an extension that computes does."""
-    ctypes.PyDLL(None).usleep(round(seconds * 1_000_000))
 
 
 if "HOLDING_IMPORT_GATE" in os.environ:
