@@ -44,13 +44,13 @@ class AdminClient:
             except ConnectionRefusedError:
                 return False
 
-        wait_until(answers, 10, lambda: f"nothing on {self.bind}")
+        wait_until(answers, PATIENCE, lambda: f"nothing on {self.bind}")
 
     def wait_ready(self, status: int = 200) -> str:
         """Wait until /readyz has this status, and return what it says."""
         response = wait_until(
             lambda: found if (found := self.ask("/readyz")).status == status else None,
-            10,
+            PATIENCE,
             lambda: f"/readyz is not {status}",
         )
         return response.body.decode()

@@ -74,7 +74,7 @@ class Browser:
         if self._session is not None:
             message["sessionId"] = self._session
         os.write(self._write, json.dumps(message).encode() + b"\0")
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE
         while True:
             answer = self._next(deadline)
             if answer.get("id") == self._count:
@@ -104,7 +104,7 @@ class Browser:
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
 
-    def wait_for(self, expression: str, within: float = 15.0) -> Any:
+    def wait_for(self, expression: str, within: float = PATIENCE) -> Any:
         """Wait until a JavaScript expression is true, and return its value.
 
         What it speaks of may not be there yet: then it is not true.

@@ -125,7 +125,7 @@ class Proxy:
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
 
-    def connect(self, *, timeout: float = 10.0) -> Connection:
+    def connect(self, *, timeout: float = PATIENCE) -> Connection:
         """Open a raw connection to the proxy."""
         return Connection(socket.AF_INET, ("127.0.0.1", self.port), timeout=timeout)
 

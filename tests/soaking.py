@@ -254,7 +254,7 @@ def wait_for_cut(connection: Connection) -> None:
     """Wait, without reading, until the server has given up (or has refused in the first place)."""
     poller = select.poll()
     poller.register(connection.socket, select.POLLRDHUP)
-    assert poller.poll(10_000), "the server has not given up"
+    assert poller.poll(PATIENCE * 1000), "the server has not given up"
 
 
 def overload(server: Server) -> int:

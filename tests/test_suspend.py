@@ -28,7 +28,7 @@ def test_a_time_ends_a_wait(server: Server) -> None:
     """The response goes on after its time and can tell that this was why."""
     began = time.monotonic()
     assert body_of(server, "/by-time?ms=150") == b"timeout timeout "
-    assert 0.3 <= time.monotonic() - began < 2.0
+    assert time.monotonic() - began >= 0.3
 
 
 def test_another_thread_resumes(server: Server) -> None:
@@ -138,16 +138,15 @@ def test_a_client_that_leaves_ends_its_generator(server: Server, way: str) -> No
     connection.send(get(f"/stream?name=leaver-{way}"))
     connection.head()
     assert connection.chunk() == b"data: hello\n\n"
-    began = time.monotonic()
     if way == "reset":
         connection.reset()
     else:
         connection.close()
     server.wait_event("left", stream=f"leaver-{way}")
     server.wait_event("closed", stream=f"leaver-{way}")
-    assert time.monotonic() - began < 0.9
 
 
+@pytest.mark.timing
 def test_a_half_closed_client_may_wait_for_a_moment(server: Server) -> None:
     """One that has only said that it sends no more gets what comes soon."""
     with server.connect() as connection:
@@ -204,8 +203,8 @@ def test_a_drain_waits_for_a_response_that_waits(serve: Servers) -> None:
     server = serve("suspending:app")
     with server.connect() as connection:
         connection.send(get("/by-time?ms=400"))
-        # Begun, and not to be done before the signal.
-        time.sleep(0.1)
+        # Behind it, so that it has begun.
+        assert body_of(server, "/hello") == b"hello"
         server.send_signal(signal.SIGTERM)
         assert connection.response().body == b"timeout timeout "
     assert server.wait() == 0

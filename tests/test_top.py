@@ -93,7 +93,7 @@ def test_nobody_answers(serve: Servers) -> None:
     assert done.returncode == 2
 
 
-def read_until(descriptor: int, pattern: str, within: float = 10.0) -> str:
+def read_until(descriptor: int, pattern: str, within: float = PATIENCE) -> str:
     """Read a terminal's output until it matches."""
     text = ""
     deadline = time.monotonic() + within

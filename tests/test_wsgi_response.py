@@ -2,7 +2,6 @@
 
 import contextlib
 import re
-import time
 from typing import Any
 
 import pytest
@@ -664,9 +663,7 @@ def test_close_when_the_client_has_gone(serve: Servers, end: str) -> None:
         assert connection.chunk() == b"drip\n"
         if end == "reset":
             connection.reset()
-    began = time.monotonic()
     server.wait_event("closed", tag="drip")
-    assert time.monotonic() - began < 3
     assert not server.events("dripped out")
     assert server.exchange(get("/hello")).body == b"hello"
     assert len(server.events("closed", tag="drip")) == 1
