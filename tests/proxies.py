@@ -59,10 +59,10 @@ defaults
     mode http
     option http-keep-alive
     {options}
-    timeout connect 5s
-    timeout client 5s
-    timeout server 5s
-    timeout http-request 5s
+    timeout connect 60s
+    timeout client 60s
+    timeout server 60s
+    timeout http-request 60s
 frontend edge
     bind 127.0.0.1:{port}
     http-request set-header X-Proxy haproxy

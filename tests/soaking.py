@@ -297,7 +297,13 @@ def numbers(server: Server) -> dict[str, Any]:
         return not re.search(rf"{port} \S+ 0[18] ", table)
 
     def settled() -> dict[str, Any] | None:
-        response = server.exchange(get("/numbers", "Connection: close"))
+        try:
+            response = server.exchange(get("/numbers", "Connection: close"))
+        except (OSError, Truncated):
+            # A server with short time limits may give up a client that is not let run.
+            return None
+        if response.status == 503:
+            return None
         assert response.status == 200
         found: dict[str, Any] = response.json()
         # A handler that waits for a thread of its own, or another connection that is not closed.

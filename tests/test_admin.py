@@ -202,7 +202,7 @@ def test_livez_turns_when_the_gil_is_lost(serve: Servers) -> None:
 
 def test_livez_turns_though_requests_are_shed(serve: Servers) -> None:
     """queue_timeout is shorter than livez_stall by default: a request that was shed had waited."""
-    config = {"admin": {"livez_stall": 1.0}, "concurrency": {"queue_timeout": 0.2}}
+    config = {"admin": {"livez_stall": 4.0}, "concurrency": {"queue_timeout": 3.0}}
     server, admin = serve_with_admin(serve, "holding:app", config)
     with server.connect() as first, server.connect() as second:
         first.send(get("/hold?gil"))

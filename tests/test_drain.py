@@ -422,6 +422,8 @@ def test_rolling_restarts_lose_no_request() -> None:
         pytest.skip("neither HAProxy nor nginx is installed (Debian: apt install haproxy nginx)")
     command = [sys.executable, str(REPOSITORY / "benchmarks" / "rolling.py")]
     sizes = ["--restarts=3", "--requests=300", "--clients=8"]
+    # A busy machine may keep a proxy from its checks for longer than the usual half second.
+    sizes.append("--drain-delay=3")
     running = [
         subprocess.Popen([*command, f"--proxy={proxy}", *sizes], stdout=subprocess.PIPE, text=True)
         for proxy in proxies

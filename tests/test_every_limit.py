@@ -313,7 +313,7 @@ def concurrency_queue(start: Start) -> None:
 
 
 def concurrency_queue_timeout(start: Start) -> None:
-    for name, limit, status in (("early", LONG, 200), ("late", SHORT, 503)):
+    for name, limit, status in (("early", LONG, 200), ("late", LONG / 2, 503)):
         settings = {"threads": 1, "queue_timeout": limit}
         watched = start("working:app", {"concurrency": settings})
         with watched.server.connect() as running, watched.server.connect() as waiting:
