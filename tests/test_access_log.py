@@ -346,8 +346,7 @@ def test_server_timing(json_log: Logged) -> None:
     assert value is not None
     parts = dict(part.split(";dur=") for part in value.split(", "))
     assert list(parts) == ["head", "body", "queue", "gil", "app"]
-    assert 50 <= float(parts["app"]) < 500
-    assert json_log.records(1)[0]["app"] * 1000 >= float(parts["app"])
+    assert 50 <= float(parts["app"]) <= json_log.records(1)[0]["app"] * 1000
 
 
 def test_no_server_timing_unless_asked_for(text_log: Logged) -> None:
@@ -358,18 +357,26 @@ def test_slow_requests(json_log: Logged, text_log: Logged) -> None:
     for log in (json_log, text_log):
         log.server.exchange(get("/sleep?0.3"))
         log.server.exchange(get("/sleep?0.01"))
-    (record, _) = json_log.records(2)
-    match = json_log.server.wait_log(r'.*"message":"slow request: 0\.[34]\d* s".*')
+    records = json_log.records(2)
+    record = records[0]
+    pattern = r'.*"message":"slow request: \d+\.\d+ s".*'
+    match = json_log.server.wait_log(pattern)
     slow = json.loads(match[0])
     assert list(slow) == ["time", "level", "message", *FIELDS[1:]]
     assert slow["level"] == "warning"
     assert {name: slow[name] for name in FIELDS[1:]} == {name: record[name] for name in FIELDS[1:]}
+    # On a busy machine the other may be slow, too.
+    slow_count = sum(one["seconds"] >= 0.25 for one in records)
+    wait_until(
+        lambda: len(re.findall(pattern, json_log.server.test_log())) == slow_count,
+        PATIENCE,
+        lambda: f"not {slow_count} slow requests",
+    )
     text_log.server.wait_log(
-        r"Z warning slow request: 0\.[34]\d* s \(head 0\.\d{6}, body 0\.\d{6}, "
-        r"queue 0\.\d{6}, gil 0\.\d{6}, app 0\.[34]\d{5}, write 0\.\d{6}\), status 200, "
+        r"Z warning slow request: \d+\.\d+ s \(head \d+\.\d{6}, body \d+\.\d{6}, "
+        r"queue \d+\.\d{6}, gil \d+\.\d{6}, app \d+\.\d{6}, write \d+\.\d{6}\), status 200, "
         r'thread \d; GET "/sleep\?0\.3" from 127\.0\.0\.1, request id [0-9a-f]{32}\n'
     )
-    assert len(re.findall("slow request", text_log.server.test_log())) == 1
 
 
 # Ids and traces

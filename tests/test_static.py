@@ -679,7 +679,7 @@ def test_large_file_costs_no_memory(serve: Servers) -> None:
 
 @linux
 def test_client_that_takes_nothing_is_cut(serve: Servers) -> None:
-    server = start(serve, timeouts={"write": 0.4})
+    server = start(serve, timeouts={"write": 3.0})
     target = add_hole(server, 64 * MEBIBYTE)
     with server.connect(receive_buffer=SMALL_BUFFER) as connection:
         connection.send(get(target))

@@ -230,7 +230,7 @@ def test_streamed_body_that_fails(serve: Servers, way: str, end: str) -> None:
 
 def test_streamed_body_that_stops(serve: Servers) -> None:
     """timeouts.body frees the thread of an application that waits for a silent client."""
-    server = serve("reading:app", {"timeouts": {"body": 0.3}, "concurrency": {"threads": 2}})
+    server = serve("reading:app", {"timeouts": {"body": 2.0}, "concurrency": {"threads": 2}})
     with server.connect() as connection:
         connection.send(get("/read", "Content-Length: 9", "Expect: 100-continue", method="POST"))
         assert connection.interim_response().status == 100
