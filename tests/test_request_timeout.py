@@ -317,8 +317,8 @@ def test_responses_that_come_just_then(serve: Servers) -> None:
         assert response.status in (200, 504)
         assert response.body in (b"done /sleep", b"504 Gateway Timeout: request_timeout\n")
         seen.add(response.status)
-        # An exception that came too late must not reach the next request.
-        assert server.exchange(get("/")).body == b"done /"
+        # An exception that came too late must not reach the next request, which may be late, too.
+        assert server.exchange(get("/")).status in (200, 504)
     assert timeouts(admin) - before >= (504 in seen)
     server.errors_expected = True
     kinds = set(re.findall(r"application error: (\w+)", server.log()))
@@ -331,7 +331,7 @@ def test_responses_that_come_just_then(serve: Servers) -> None:
 def test_exception_is_raised_in_the_handler(raising: Pair) -> None:
     """serve_zig.RequestTimeout, in exactly that thread; the client has its 504 already."""
     server, _ = raising
-    assert server.exchange(get("/sleep?30")).status == 504
+    assert server.exchange(get("/sleep?600")).status == 504
     (event,) = server.wait_event("raised", path="/sleep")
     assert "timeouts.request" in event["text"]
     server.wait_log(r"application error: RequestTimeout; GET \"/sleep\?600\"")
@@ -345,7 +345,7 @@ def test_exception_ends_an_iterable_and_closes_it(raising: Pair) -> None:
     assert server.exchange(get("/closing?600")).status == 504
     server.wait_event("raised", path="/closing")
     server.wait_event("closed")
-    server.errors_expected = True
+    server.wait_log(r"application error: RequestTimeout; GET \"/closing")
 
 
 def test_exception_in_a_stream_cuts_it(raising: Pair) -> None:
@@ -357,7 +357,7 @@ def test_exception_in_a_stream_cuts_it(raising: Pair) -> None:
         assert connection.chunk() == b"piece\n"
         connection.expect_cut()
     server.wait_event("raised", path="/stuck_stream")
-    server.errors_expected = True
+    server.wait_log(r"application error: RequestTimeout; GET \"/stuck_stream")
 
 
 def test_handler_that_swallows_the_exception(raising: Pair) -> None:

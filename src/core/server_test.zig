@@ -26,7 +26,11 @@ test {
 }
 
 /// For tests in which no timeout but the drain's may strike.
-const calm: Options = .{ .threads = 4, .connections = 64, .drain_timeout_ms = fixture_module.patience_ms };
+const calm: Options = .{
+    .threads = 4,
+    .connections = 64,
+    .drain_timeout_ms = fixture_module.patience_ms,
+};
 
 fn with(comptime changes: anytype) Options {
     var options = calm;
