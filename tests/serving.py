@@ -189,7 +189,8 @@ class Server:
         finally:
             left = BLOCK_BYTES
             while left > 0 and select.select([pipe], [], [], PATIENCE)[0]:
-                left -= len(os.read(pipe, left))
+                read = len(os.read(pipe, left))
+                left -= read or left  # none is left of a process that has ended
             os.close(pipe)
 
     def resident_bytes(self) -> int:
