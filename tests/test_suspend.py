@@ -8,7 +8,7 @@ import time
 import pytest
 
 from serving import Server, Servers, wait_until
-from wire import PATIENCE, Connection, all_closed, get, post, post_chunked
+from wire import PATIENCE, Connection, all_closed, get, may_be_given_up, post, post_chunked
 
 
 @pytest.fixture(scope="module")
@@ -146,10 +146,9 @@ def test_a_client_that_leaves_ends_its_generator(server: Server, way: str) -> No
     server.wait_event("closed", stream=f"leaver-{way}")
 
 
-@pytest.mark.timing
 def test_a_half_closed_client_may_wait_for_a_moment(server: Server) -> None:
     """One that has only said that it sends no more gets what comes soon."""
-    with server.connect() as connection:
+    with server.connect() as connection, may_be_given_up():
         connection.send(get("/by-time?ms=60", "Connection: close"))
         connection.finish()
         assert connection.response().body == b"timeout timeout "

@@ -1,5 +1,6 @@
 """Responses that wait for an event of the application, in unusual ways, on a real server."""
 
+import contextlib
 import random
 import re
 import threading
@@ -9,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from serving import APPLICATIONS, Server, Servers, wait_until
-from wire import PATIENCE, Connection, all_closed, get, post
+from wire import PATIENCE, Connection, all_closed, get, may_be_given_up, post
 
 LARGE = 8 << 20
 
@@ -115,6 +116,7 @@ def test_a_client_that_leaves_ends_a_wait_with_empty_strings(
     )
 
 
+@pytest.mark.timing
 def test_a_client_that_takes_what_comes_is_there(polled: Server) -> None:
     """It has said that it sends no more, and that was long ago."""
     with polled.connect() as connection:
@@ -128,9 +130,11 @@ def test_a_client_that_waits_gets_what_follows_empty_strings(
     polled: Server, seconds: float
 ) -> None:
     """For a moment also one that has only said that it sends no more."""
-    with polled.connect() as connection:
+    is_half_closed = seconds < 0.25
+    patience = may_be_given_up() if is_half_closed else contextlib.nullcontext()
+    with polled.connect() as connection, patience:
         connection.send(get(f"/polling?seconds={seconds}", "Connection: close"))
-        if seconds < 0.25:
+        if is_half_closed:
             connection.finish()
         assert connection.response().body == b"end"
 
@@ -140,6 +144,7 @@ def test_a_client_that_still_takes_what_was_sent_has_not_left(polled: Server) ->
     tag = "pieces=400&seconds=1"
     with polled.connect(receive_buffer=4096) as connection:
         connection.send(get(f"/polling?{tag}"))
+        polled.wait_event("polling", tag=tag)
         connection.finish()
         polled.wait_event("polled", tag=tag)
         assert connection.response().body == bytes(400 * 8 * 1024) + b"end"
