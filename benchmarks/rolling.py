@@ -36,7 +36,7 @@ ROOT = Path(__file__).resolve().parent.parent
 HOST = "127.0.0.1"
 START_SECONDS = 30.0
 STOP_SECONDS = 30.0
-ANSWER_SECONDS = 15.0
+ANSWER_SECONDS = 30.0
 
 # Longer than the proxy needs to hear of it: five checks.
 DRAIN_DELAY_SECONDS = 0.5
@@ -68,7 +68,7 @@ def wait_until(condition: Any, seconds: float, what: str) -> None:
 class Backend:
     """One serve-zig process, again and again on the same port."""
 
-    def __init__(self, name: str, folder: Path) -> None:
+    def __init__(self, name: str, folder: Path, drain_delay: float) -> None:
         self.name = name
         self.port = free_port()
         self.admin_port = free_port()
@@ -82,7 +82,7 @@ class Backend:
             'target = "rolling:app"\n'
             f'directory = "{ROOT / "benchmarks" / "applications"}"\n'
             f'[listen]\nbind = "{HOST}:{self.port}"\n'
-            f"[timeouts]\ndrain_delay = {DRAIN_DELAY_SECONDS}\ndrain = 20.0\n"
+            f"[timeouts]\ndrain_delay = {drain_delay}\ndrain = 20.0\n"
             f'[admin]\nbind = "{HOST}:{self.admin_port}"\n'
         )
 
@@ -105,7 +105,7 @@ class Backend:
             )
         try:
             with urllib.request.urlopen(
-                f"http://{HOST}:{self.admin_port}/readyz", timeout=1
+                f"http://{HOST}:{self.admin_port}/readyz", timeout=ANSWER_SECONDS
             ) as got:
                 return bool(got.status == 200)
         except (urllib.error.URLError, OSError):
@@ -155,7 +155,7 @@ class Proxy:
             self._process = subprocess.Popen(
                 self.command(), stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
-        wait_until(self.accepts, 5, "the proxy")
+        wait_until(self.accepts, START_SECONDS, "the proxy")
 
     def accepts(self) -> bool:
         assert self._process is not None
@@ -206,7 +206,7 @@ backend back
 
     def uses(self, backend: Backend) -> bool:
         with socket.socket(socket.AF_UNIX) as control:
-            control.settimeout(2)
+            control.settimeout(ANSWER_SECONDS)
             control.connect(str(self.folder / "haproxy.sock"))
             control.sendall(b"show stat\n")
             text = b""
@@ -404,7 +404,7 @@ def proxy_version(proxy: type[Proxy]) -> str:
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="rolling", dir="/tmp") as name:
         folder = Path(name)
-        backends = [Backend("first", folder), Backend("second", folder)]
+        backends = [Backend(one, folder, arguments.drain_delay) for one in ("first", "second")]
         proxy = PROXIES[arguments.proxy](backends, folder)
         try:
             for backend in backends:
@@ -413,7 +413,11 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
                 wait_until(backend.is_ready, START_SECONDS, f"the start of {backend.name}")
             proxy.start()
             for backend in backends:
-                wait_until(lambda one=backend: proxy.uses(one), 5, f"{backend.name} in the proxy")
+                wait_until(
+                    lambda one=backend: proxy.uses(one),
+                    START_SECONDS,
+                    f"{backend.name} in the proxy",
+                )
             return asyncio.run(
                 roll(proxy, backends, arguments.restarts, arguments.requests, arguments.clients)
             )
@@ -429,6 +433,7 @@ def main() -> int:
     parser.add_argument("--restarts", type=int, default=50)
     parser.add_argument("--requests", type=int, default=200_000)
     parser.add_argument("--clients", type=int, default=32)
+    parser.add_argument("--drain-delay", type=float, default=DRAIN_DELAY_SECONDS)
     arguments = parser.parse_args()
     if shutil.which(arguments.proxy) is None:
         name = arguments.proxy

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 from serving import wait_until
+from wire import PATIENCE
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
@@ -61,7 +62,7 @@ class Browser:
 
     def __exit__(self, *_: object) -> None:
         self._process.kill()
-        self._process.wait(10)
+        self._process.wait(PATIENCE)
         os.close(self._read)
         os.close(self._write)
         self._profile.cleanup()
@@ -73,7 +74,7 @@ class Browser:
         if self._session is not None:
             message["sessionId"] = self._session
         os.write(self._write, json.dumps(message).encode() + b"\0")
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE
         while True:
             answer = self._next(deadline)
             if answer.get("id") == self._count:
@@ -103,7 +104,7 @@ class Browser:
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
 
-    def wait_for(self, expression: str, within: float = 15.0) -> Any:
+    def wait_for(self, expression: str, within: float = PATIENCE) -> Any:
         """Wait until a JavaScript expression is true, and return its value.
 
         What it speaks of may not be there yet: then it is not true.

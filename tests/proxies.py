@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serving import free_port, wait_until
-from wire import Connection, get
+from wire import PATIENCE, Connection, get
 
 NGINX = """
 daemon off;
@@ -59,10 +59,10 @@ defaults
     mode http
     option http-keep-alive
     {options}
-    timeout connect 5s
-    timeout client 5s
-    timeout server 5s
-    timeout http-request 5s
+    timeout connect 60s
+    timeout client 60s
+    timeout server 60s
+    timeout http-request 60s
 frontend edge
     bind 127.0.0.1:{port}
     http-request set-header X-Proxy haproxy
@@ -125,7 +125,7 @@ class Proxy:
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
 
-    def connect(self, *, timeout: float = 10.0) -> Connection:
+    def connect(self, *, timeout: float = PATIENCE) -> Connection:
         """Open a raw connection to the proxy."""
         return Connection(socket.AF_INET, ("127.0.0.1", self.port), timeout=timeout)
 
@@ -140,19 +140,19 @@ class Proxy:
         def ready() -> bool:
             assert self.process.poll() is None, self.log()
             try:
-                with self.connect(timeout=1.0) as connection:
+                with self.connect() as connection:
                     connection.send(get("/ready"))
                     return connection.response().status == 200
             except (OSError, AssertionError):
                 return False
 
-        wait_until(ready, 10.0, self.log)
+        wait_until(ready, PATIENCE, self.log)
 
     def close(self) -> None:
         """End it."""
         self.process.terminate()
         try:
-            self.process.wait(10)
+            self.process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             self.process.kill()
-            self.process.wait(10)
+            self.process.wait(PATIENCE)

@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import re
+import select
 import signal
 import socket
 import subprocess
@@ -15,9 +16,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from wire import Connection, Response
+from wire import PATIENCE, Connection, Response
 
 T = TypeVar("T")
+
+#: timeouts.drain of every server that is given none: less than a test waits for its end.
+DRAIN_SECONDS = 20.0
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 APPLICATIONS = Path(__file__).resolve().parent / "applications"
@@ -28,6 +32,10 @@ APPLICATIONS = Path(__file__).resolve().parent / "applications"
 CRASHES = re.compile(r"panic: |Segmentation fault|Fatal Python error|Exception in thread")
 UNRAISABLE = re.compile(r"Exception ignored in|/serve_zig/\w+\.py\"")
 TRACEBACK = "Traceback (most recent call last)"
+
+
+#: What applications/events.py writes into a FIFO to block.
+BLOCK_BYTES = 1 << 20
 
 
 class StartError(AssertionError):
@@ -50,6 +58,8 @@ class Server:
         self.binds = list(binds)
         self.errors_expected = False
         self.has_memory = True
+        #: Unless log.level hides it, the log says when the server serves.
+        self.says_serving = True
         self.exit_status: int | None = None
         self._log_start = 0
         with open(folder / "stdout", "wb") as stdout, open(folder / "stderr", "wb") as stderr:
@@ -84,7 +94,7 @@ class Server:
         self,
         bind: str | None = None,
         *,
-        timeout: float = 10.0,
+        timeout: float = PATIENCE,
         receive_buffer: int = 0,
         source: str = "",
     ) -> Connection:
@@ -97,7 +107,7 @@ class Server:
             family, address, timeout=timeout, receive_buffer=receive_buffer, source=source
         )
 
-    def raw(self, data: bytes, *, timeout: float = 10.0, half_close: bool = False) -> bytes:
+    def raw(self, data: bytes, *, timeout: float = PATIENCE, half_close: bool = False) -> bytes:
         """Send data on a new connection and return all that comes until the server closes."""
         with self.connect(timeout=timeout) as connection:
             connection.offer(data)
@@ -105,7 +115,7 @@ class Server:
                 connection.finish()
             return connection.read_to_end(reset_counts=True)
 
-    def exchange(self, data: bytes, *, method: str = "GET", timeout: float = 10.0) -> Response:
+    def exchange(self, data: bytes, *, method: str = "GET", timeout: float = PATIENCE) -> Response:
         """Send data on a new connection and return its one response."""
         with self.connect(timeout=timeout) as connection:
             connection.offer(data)
@@ -131,7 +141,7 @@ class Server:
         self._log_start = (self.folder / "stderr").stat().st_size
         self.errors_expected = False
 
-    def wait_log(self, pattern: str, *, within: float = 5.0) -> re.Match[str]:
+    def wait_log(self, pattern: str, *, within: float = PATIENCE) -> re.Match[str]:
         """Wait until the log of this test matches; tracebacks in it are then expected."""
         self.errors_expected = True
         return wait_until(
@@ -153,7 +163,7 @@ class Server:
         ]
 
     def wait_event(
-        self, name: str, *, count: int = 1, within: float = 5.0, **details: Any
+        self, name: str, *, count: int = 1, within: float = PATIENCE, **details: Any
     ) -> list[dict[str, Any]]:
         """Wait until the test application has recorded the event so many times."""
 
@@ -166,6 +176,22 @@ class Server:
     def open_gate(self, name: str) -> None:
         """Let applications pass that wait in `events.wait_gate(name)`."""
         (self.folder / f"gate-{name}").touch()
+
+    @contextlib.contextmanager
+    def blocked(self, name: str) -> Iterator[None]:
+        """Wait until an application is in `events.block` or `events.hold_gil`; let it go after."""
+        path = self.folder / f"pipe-{name}"
+        wait_until(path.exists, PATIENCE, lambda: f"nothing blocks for {name}")
+        pipe = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            assert select.select([pipe], [], [], PATIENCE)[0], f"nothing blocks for {name}"
+            yield
+        finally:
+            left = BLOCK_BYTES
+            while left > 0 and select.select([pipe], [], [], PATIENCE)[0]:
+                read = len(os.read(pipe, left))
+                left -= read or left  # none is left of a process that has ended
+            os.close(pipe)
 
     def resident_bytes(self) -> int:
         """Return the resident memory of the process."""
@@ -186,17 +212,17 @@ class Server:
         """Send a signal to the process."""
         self.process.send_signal(number)
 
-    def wait(self, timeout: float = 15.0) -> int:
+    def wait(self, timeout: float = PATIENCE) -> int:
         """Wait for the end of the process and return its exit status."""
         try:
             self.exit_status = self.process.wait(timeout)
         except subprocess.TimeoutExpired:
             self.process.kill()
-            self.exit_status = self.process.wait(10)
+            self.exit_status = self.process.wait(PATIENCE)
             raise AssertionError(f"the server did not end in {timeout} s") from None
         return self.exit_status
 
-    def stop(self, number: signal.Signals = signal.SIGTERM, timeout: float = 15.0) -> int:
+    def stop(self, number: signal.Signals = signal.SIGTERM, timeout: float = PATIENCE) -> int:
         """Send SIGTERM (or another signal) and return the exit status."""
         if self.exit_status is None:
             self.send_signal(number)
@@ -204,7 +230,7 @@ class Server:
         assert self.exit_status is not None
         return self.exit_status
 
-    def wait_ready(self, within: float = 10.0) -> None:
+    def wait_ready(self, within: float = PATIENCE) -> None:
         """Wait until every listener accepts."""
 
         def ready() -> bool:
@@ -214,17 +240,20 @@ class Server:
             for bind in self.binds:
                 family, address = address_of(bind)
                 with socket.socket(family, socket.SOCK_STREAM) as probe:
-                    probe.settimeout(1.0)
+                    probe.settimeout(PATIENCE)
                     if probe.connect_ex(address) != 0:
                         return False
             return True
 
         wait_until(ready, within, lambda: f"does not accept:\n{self.log()}", StartError)
-        # It listens before it serves, and a signal in between is no drain. It says when it does,
-        # unless log.level hides that.
-        deadline = time.monotonic() + 1.0
-        while " serves " not in self.log() and time.monotonic() < deadline:
-            time.sleep(0.002)
+        # It listens before it serves, and a signal in between is no drain.
+        if self.says_serving:
+            wait_until(
+                lambda: " serves " in self.log() or self.process.poll() is not None,
+                within,
+                lambda: f"does not serve:\n{self.log()}",
+                StartError,
+            )
 
     def check(self) -> None:
         """Fail if the server has died or failed since the current test began."""
@@ -250,7 +279,7 @@ class Server:
         finally:
             if self.process.poll() is None:
                 self.process.kill()
-                self.process.wait(10)
+                self.process.wait(PATIENCE)
         assert judged or status == 0, f"exit status {status}:\n{self.log()}"
 
 
@@ -301,15 +330,17 @@ class Servers:
                 defaults = {
                     "app": {"target": app, "directory": str(folder if own_files else APPLICATIONS)},
                     "listen": {"bind": bind},
-                    "timeouts": {"drain": 5.0},
+                    "timeouts": {"drain": DRAIN_SECONDS},
                 }
                 settings = merged(defaults, given)
                 (folder / "serve.toml").write_text(to_toml(settings), "utf-8")
                 command += [str(folder / "serve.toml"), *arguments]
+                level = settings.get("log", {}).get("level", "info")
                 found = settings["listen"]["bind"]
                 binds = [found] if isinstance(found, str) else list(found)
             else:
                 command += [str(config_file), "--set", f"listen.bind={bind}", *arguments]
+                level = tomllib.loads(config_file.read_text()).get("log", {}).get("level", "info")
                 binds = [bind]
             server = Server(
                 folder,
@@ -318,6 +349,7 @@ class Servers:
                 binds=binds,
                 pass_fds=pass_fds,
             )
+            server.says_serving = level == "info"
             Servers.known.append(server)
             if wait:
                 try:
@@ -327,7 +359,7 @@ class Servers:
                     if bind in binds and attempt < 3 and "in use" in server.log():
                         continue
                     server.process.kill()
-                    server.exit_status = server.process.wait(10)
+                    server.exit_status = server.process.wait(PATIENCE)
                     raise
             self._started.append(server)
             return server

@@ -20,7 +20,7 @@ import pytest
 from admin_client import AdminClient
 from metrics import Metrics
 from serving import Server, Servers, free_port, wait_until
-from wire import Connection, all_closed, get, post
+from wire import PATIENCE, Connection, all_closed, get, post
 
 FIELDS = [
     "time", "client", "method", "target", "protocol", "status", "bytes_received", "bytes_sent",
@@ -37,7 +37,7 @@ TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 TRACEPARENT = f"00-{TRACE}-00f067aa0ba902b7-01"
 
 
-def lines_of(path: Path, count: int, within: float = 5.0) -> list[str]:
+def lines_of(path: Path, count: int, within: float = PATIENCE) -> list[str]:
     """Wait until a log has so many lines and return them; each must be whole."""
 
     def found() -> list[str] | None:
@@ -98,7 +98,7 @@ def logging_server(servers: Servers, form: str, **more: Any) -> Logged:
         {
             "log": {"access": "logs/access.log", "format": form, **more},
             "concurrency": {"threads": 2},
-            "timeouts": {"head": 1.0},
+            "timeouts": {"head": 4.0},
         },
         files={"logs/keep": ""},
     )
@@ -214,17 +214,19 @@ def test_each_request_of_a_pipeline_has_a_line(json_log: Logged) -> None:
 def test_bytes_of_a_file_count(json_log: Logged, size: int) -> None:
     # Small ones are copied, large ones leave by sendfile.
     def sent(server: Server) -> float:
-        time.sleep(0.1)  # what has come may not have been counted yet
-        return Metrics(server.exchange(get("/metrics")).body.decode()).value("bytes_sent")
+        text = server.exchange(get("/metrics")).body.decode()
+        # What has a line has been counted.
+        json_log.records(1)
+        return Metrics(text).value("bytes_sent")
 
     first, second = sent(json_log.server), sent(json_log.server)
     with json_log.server.connect() as connection:
         connection.send(get(f"/file?{size}"))
         length = len(connection.response().body)
+    (record,) = json_log.records(1)
     third = sent(json_log.server)
     assert length == size
     assert size < third - second - (second - first) < size + 600
-    record = next(one for one in json_log.records(4) if one["target"] != "/metrics")
     assert size < record["bytes_sent"] < size + 600
 
 
@@ -251,7 +253,14 @@ def test_unix_clients_have_no_address(serve: Servers, tmp_path: Path) -> None:
 # Phases
 
 
-def test_time_is_in_the_phase_in_which_it_was_spent(json_log: Logged) -> None:
+# How long the kernel keeps the server from running is nobody's phase, and in each of them.
+ELSEWHERE = pytest.mark.parametrize(
+    "seconds_max", [0.0, pytest.param(0.15, marks=pytest.mark.timing)], ids=["spent", "alone"]
+)
+
+
+@ELSEWHERE
+def test_time_is_in_the_phase_in_which_it_was_spent(json_log: Logged, seconds_max: float) -> None:
     server = json_log.server
     pause = 0.3
     with server.connect() as connection:
@@ -267,36 +276,40 @@ def test_time_is_in_the_phase_in_which_it_was_spent(json_log: Logged) -> None:
         connection.response()
     records = json_log.records(3)
     for record, slow in zip(records, ("head", "body", "app"), strict=True):
-        for phase in PHASES:
-            if phase == slow:
-                assert record[phase] >= pause * 0.95, record
-            else:
-                assert record[phase] < pause / 2, record
+        assert record[slow] >= pause * 0.95, record
+        if seconds_max:
+            assert max(record[phase] for phase in PHASES if phase != slow) < seconds_max, record
 
 
 def test_time_in_the_queue(json_log: Logged) -> None:
     server = json_log.server
     with all_closed([server.connect() for _ in range(3)]) as clients:
         for client in clients[:2]:
-            client.send(get("/sleep?0.4"))
-        server.wait_event("begun", path="/sleep", query="0.4", count=2)
+            client.send(get("/gate?queued"))
+        server.wait_event("begun", path="/gate", query="queued", count=2)
         clients[2].send(get("/environ"))
+        # Answered without a thread: it is in the queue by then.
+        assert server.exchange(b"nonsense\r\n\r\n").status == 400
+        time.sleep(0.3)
+        server.open_gate("queued")
         told = clients[2].response().json()["serve_zig.queue_seconds"]
         for client in clients[:2]:
             client.response()
-    record = next(one for one in json_log.records(3) if one["target"] == "/environ")
-    assert 0.2 < record["queue"] + record["gil"] < 1.0
+    record = next(one for one in json_log.records(4) if one["target"] == "/environ")
+    assert record["queue"] + record["gil"] > 0.25
     assert abs(told - record["queue"] - record["gil"]) < 0.00001
 
 
-def test_time_in_which_the_client_is_slow(json_log: Logged) -> None:
+@ELSEWHERE
+def test_time_in_which_the_client_is_slow(json_log: Logged, seconds_max: float) -> None:
     with json_log.server.connect(receive_buffer=4096) as connection:
         connection.send(get("/large?8000000"))
         time.sleep(0.3)
         connection.response()
     (record,) = json_log.records(1)
     assert record["write"] >= 0.25
-    assert record["app"] < 0.15
+    if seconds_max:
+        assert record["app"] < seconds_max
     assert record["bytes_sent"] > 8_000_000
 
 
@@ -311,7 +324,10 @@ def test_every_byte_of_a_slow_response_counts(json_log: Logged, target: str) -> 
     assert record["bytes_sent"] == received > 6_000_000
 
 
-def test_a_stream_that_waits_for_its_client_is_not_the_applications_time(json_log: Logged) -> None:
+@ELSEWHERE
+def test_a_stream_that_waits_for_its_client_is_not_the_applications_time(
+    json_log: Logged, seconds_max: float
+) -> None:
     # While the application reads what the client holds back, it is the body's time.
     with json_log.server.connect() as connection:
         connection.send(get("/body", "Content-Length: 3", "Expect: 100-continue", method="POST"))
@@ -321,7 +337,8 @@ def test_a_stream_that_waits_for_its_client_is_not_the_applications_time(json_lo
         connection.response()
     (record,) = json_log.records(1)
     assert record["body"] >= 0.25
-    assert record["app"] < 0.15
+    if seconds_max:
+        assert record["app"] < seconds_max
 
 
 def test_server_timing(json_log: Logged) -> None:
@@ -329,8 +346,7 @@ def test_server_timing(json_log: Logged) -> None:
     assert value is not None
     parts = dict(part.split(";dur=") for part in value.split(", "))
     assert list(parts) == ["head", "body", "queue", "gil", "app"]
-    assert 50 <= float(parts["app"]) < 500
-    assert json_log.records(1)[0]["app"] * 1000 >= float(parts["app"])
+    assert 50 <= float(parts["app"]) <= json_log.records(1)[0]["app"] * 1000
 
 
 def test_no_server_timing_unless_asked_for(text_log: Logged) -> None:
@@ -341,18 +357,26 @@ def test_slow_requests(json_log: Logged, text_log: Logged) -> None:
     for log in (json_log, text_log):
         log.server.exchange(get("/sleep?0.3"))
         log.server.exchange(get("/sleep?0.01"))
-    (record, _) = json_log.records(2)
-    match = json_log.server.wait_log(r'.*"message":"slow request: 0\.[34]\d* s".*')
+    records = json_log.records(2)
+    record = records[0]
+    pattern = r'.*"message":"slow request: \d+\.\d+ s".*'
+    match = json_log.server.wait_log(pattern)
     slow = json.loads(match[0])
     assert list(slow) == ["time", "level", "message", *FIELDS[1:]]
     assert slow["level"] == "warning"
     assert {name: slow[name] for name in FIELDS[1:]} == {name: record[name] for name in FIELDS[1:]}
+    # On a busy machine the other may be slow, too.
+    slow_count = sum(one["seconds"] >= 0.25 for one in records)
+    wait_until(
+        lambda: len(re.findall(pattern, json_log.server.test_log())) == slow_count,
+        PATIENCE,
+        lambda: f"not {slow_count} slow requests",
+    )
     text_log.server.wait_log(
-        r"Z warning slow request: 0\.[34]\d* s \(head 0\.\d{6}, body 0\.\d{6}, "
-        r"queue 0\.\d{6}, gil 0\.\d{6}, app 0\.[34]\d{5}, write 0\.\d{6}\), status 200, "
+        r"Z warning slow request: \d+\.\d+ s \(head \d+\.\d{6}, body \d+\.\d{6}, "
+        r"queue \d+\.\d{6}, gil \d+\.\d{6}, app \d+\.\d{6}, write \d+\.\d{6}\), status 200, "
         r'thread \d; GET "/sleep\?0\.3" from 127\.0\.0\.1, request id [0-9a-f]{32}\n'
     )
-    assert len(re.findall("slow request", text_log.server.test_log())) == 1
 
 
 # Ids and traces
@@ -406,7 +430,8 @@ def test_an_id_of_a_client_is_not_believed(json_log: Logged) -> None:
     )
     (record,) = json_log.records(1)
     assert response.value("X-Request-Id") == record["request_id"] != "forged"
-    assert response.json()["serve_zig.queue_seconds"] < 1.0
+    # Since 1970, if it were believed.
+    assert response.json()["serve_zig.queue_seconds"] < 600
     assert record["trace_id"] is None
 
 
@@ -418,7 +443,7 @@ def test_what_a_trusted_proxy_says(serve: Servers, tmp_path: Path) -> None:
             "log": {"access": str(tmp_path / "log"), "format": "json"},
         },
     )
-    ago = f"t={time.time() - 5:.3f}"
+    ago = f"t={time.time() - 1000:.3f}"
     response = server.exchange(
         get(
             "/environ",
@@ -430,17 +455,17 @@ def test_what_a_trusted_proxy_says(serve: Servers, tmp_path: Path) -> None:
     known = response.json()
     assert known["serve_zig.request_id"] == response.value("X-Request-Id") == "7d1f-22.x/+="
     assert known["HTTP_X_REQUEST_ID"] == "7d1f-22.x/+="
-    assert 4.5 < known["serve_zig.queue_seconds"] < 10.0
+    assert 999 < known["serve_zig.queue_seconds"] < 2000
     refused = server.exchange(get("/", "X-Request-Id: seen", "Content-Length: 9" + "9" * 15))
     assert (refused.status, refused.value("X-Request-Id")) == (413, "seen")
     for bad in ('a"b', "a b", "x" * 129, ""):
         made = server.exchange(get("/", f"X-Request-Id: {bad}")).value("X-Request-Id")
         assert ID.fullmatch(made or ""), bad
     metrics = Metrics(server.exchange(get("/metrics")).body.decode())
-    assert metrics.value("queue_seconds", "_sum") > 4.5
+    assert metrics.value("queue_seconds", "_sum") > 999
     first, second, *_ = (json.loads(line) for line in lines_of(tmp_path / "log", 7))
     assert (first["request_id"], first["client"]) == ("7d1f-22.x/+=", "192.0.2.7")
-    assert first["queue"] < 1.0
+    assert first["queue"] < 999
     assert second["request_id"] == "seen"
 
 
@@ -495,8 +520,8 @@ def test_time_outs_and_clients_that_leave(json_log: Logged) -> None:
     with server.connect() as connection:
         connection.send(b"GET /never")
     server.exchange(get("/last"))
-    found = [(record["target"], record["status"]) for record in json_log.records(3)]
-    assert found == [("/late", 408), ("/left", 499), ("/last", 200)]
+    found = {(record["target"], record["status"]) for record in json_log.records(3)}
+    assert found == {("/late", 408), ("/left", 499), ("/last", 200)}
 
 
 def test_a_flood_of_bad_requests_does_not_fill_the_log(serve: Servers) -> None:
@@ -506,13 +531,16 @@ def test_a_flood_of_bad_requests_does_not_fill_the_log(serve: Servers) -> None:
         with server.connect() as connection:
             connection.offer(b"nonsense\r\n\r\n")
     server.wait_log(r"warning and (\d+) more requests refused, not logged one by one\n")
-    time.sleep(1.2)  # the last second's rest
+
+    def counts() -> tuple[int, int]:
+        log = server.test_log()
+        rest = sum(map(int, re.findall(r"and (\d+) more requests refused", log)))
+        return len(re.findall(r" refused 400 bad_request_line; ", log)), rest
+
+    # The rest of each second is told at its end.
+    wait_until(lambda: sum(counts()) == 300, PATIENCE, lambda: f"logged, counted: {counts()}")
     seconds = time.monotonic() - began
-    log = server.test_log()
-    logged = len(re.findall(r" refused 400 bad_request_line; ", log))
-    assert 10 <= logged <= 10 * (seconds + 1)
-    rest = sum(map(int, re.findall(r"and (\d+) more requests refused", log)))
-    assert logged + rest == 300
+    assert 10 <= counts()[0] <= 10 * (seconds + 1)
 
 
 def test_the_level_is_kept(serve: Servers) -> None:
@@ -546,13 +574,15 @@ def piped(tmp_path: Path, **log: Any) -> Iterator[tuple[int, int, "subprocess.Po
     os.close(writing)
     try:
         wait_until(
-            lambda: "serves" in (tmp_path / "stderr").read_text(), 10.0, lambda: "does not serve"
+            lambda: "serves" in (tmp_path / "stderr").read_text(),
+            PATIENCE,
+            lambda: "does not serve",
         )
         yield port, reading, process
     finally:
         os.close(reading)
         process.kill()
-        process.wait(10)
+        process.wait(PATIENCE)
 
 
 def test_lines_go_to_stdout(serve: Servers) -> None:
@@ -580,7 +610,7 @@ def test_a_file_is_appended_to_and_opened_anew(serve: Servers, tmp_path: Path) -
     path.rename(tmp_path / "old.log")
     server.send_signal(signal.SIGHUP)
     server.wait_log("info SIGHUP: log files are opened anew\n")
-    wait_until(path.exists, 5.0, lambda: "no new file")
+    wait_until(path.exists, PATIENCE, lambda: "no new file")
     server.exchange(get("/three"))
     (line,) = lines_of(path, 1)
     assert "/three" in line
@@ -628,13 +658,11 @@ def test_a_pipe_that_nobody_reads_holds_nobody_up(tmp_path: Path) -> None:
     with piped(tmp_path, access="stdout", format="json") as (port, reading, process):
         count = 6000
         with Connection(socket.AF_INET, ("127.0.0.1", port)) as connection:
-            began = time.monotonic()
             batch = b"".join(get("/", "User-Agent: " + "x" * 500) for _ in range(100))
             for _ in range(count // 100):
                 connection.send(batch)
                 for _ in range(100):
                     assert connection.response().status == 200
-            assert time.monotonic() - began < 20
 
             def dropped() -> int:
                 connection.send(get("/metrics"))
@@ -652,16 +680,16 @@ def test_a_pipe_that_nobody_reads_holds_nobody_up(tmp_path: Path) -> None:
             text = bytearray()
             # The line of the request for the metrics itself may have been dropped after it.
             expected = count - dropped()
-            wait_until(drained, 10.0, lambda: f"not {expected} lines: {text.count(10)}")
+            wait_until(drained, PATIENCE, lambda: f"not {expected} lines: {text.count(10)}")
             # Now there is room again.
             expected = count + 3 - dropped()
-            wait_until(drained, 10.0, lambda: f"not {expected} lines: {text.count(10)}")
+            wait_until(drained, PATIENCE, lambda: f"not {expected} lines: {text.count(10)}")
         lines = text.decode("ascii").splitlines()
         assert len(lines) == expected
         for line in lines:
             checked(line)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 0
+        assert process.wait(PATIENCE) == 0
 
 
 RAISING = """
@@ -695,14 +723,12 @@ def test_an_error_log_that_nobody_reads_holds_nobody_up(tmp_path: Path) -> None:
                 assert connection.response().status == (200 if number % 50 == 0 else 500)
         wait_until(
             lambda: not re.search(r"log_lines_dropped_total 0$", admin.text("/metrics"), re.M),
-            5.0,
+            PATIENCE,
             lambda: "nothing was dropped",
         )
         process.send_signal(signal.SIGUSR1)
-        began = time.monotonic()
         process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 0
-        assert time.monotonic() - began < 5
+        assert process.wait(PATIENCE) == 0
         text = b""
         while block := os.read(reading, 1 << 16):
             text += block
@@ -710,7 +736,7 @@ def test_an_error_log_that_nobody_reads_holds_nobody_up(tmp_path: Path) -> None:
     finally:
         os.close(reading)
         process.kill()
-        process.wait(10)
+        process.wait(PATIENCE)
 
 
 def test_a_pipe_that_nobody_reads_does_not_keep_the_server_from_ending(tmp_path: Path) -> None:
@@ -720,10 +746,8 @@ def test_a_pipe_that_nobody_reads_does_not_keep_the_server_from_ending(tmp_path:
                 connection.send(b"".join(get("/" + "x" * 500) for _ in range(50)))
                 for _ in range(50):
                     connection.response()
-        began = time.monotonic()
         process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 0
-        assert time.monotonic() - began < 5
+        assert process.wait(PATIENCE) == 0
 
 
 def test_a_reader_that_has_gone_costs_lines_alone(tmp_path: Path) -> None:
@@ -741,9 +765,9 @@ def test_a_reader_that_has_gone_costs_lines_alone(tmp_path: Path) -> None:
                 body = connection.response().body.decode()
                 return Metrics(body).value("log_lines_dropped") > 0
 
-            wait_until(dropped, 5.0, lambda: "nothing was dropped")
+            wait_until(dropped, PATIENCE, lambda: "nothing was dropped")
         process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 0
+        assert process.wait(PATIENCE) == 0
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="only Linux has /dev/full")
@@ -755,7 +779,7 @@ def test_a_full_disk_costs_lines_alone(serve: Servers) -> None:
         body = server.exchange(get("/metrics")).body.decode()
         return Metrics(body).value("log_lines_dropped") > 0
 
-    wait_until(dropped, 5.0, lambda: "nothing was dropped")
+    wait_until(dropped, PATIENCE, lambda: "nothing was dropped")
 
 
 def test_a_log_that_cannot_be_opened_is_one_clear_line(serve: Servers) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from admin_client import AdminClient, serve_with_admin
 from serving import Server, Servers, wait_until
-from wire import Connection, get
+from wire import PATIENCE, Connection, get
 
 ONE_THREAD = {"concurrency": {"threads": 1}}
 
@@ -42,14 +42,12 @@ def test_answers_while_the_application_is_imported(serve: Servers) -> None:
 def test_answers_while_the_import_holds_the_gil(serve: Servers) -> None:
     """An import that computes in C, as those of large libraries do."""
     server, admin = serve_with_admin(
-        serve, "holding:app", wait=False, environment={"HOLDING_IMPORT_SECONDS": "1.2"}
+        serve, "holding:app", wait=False, environment={"HOLDING_IMPORT_GIL": "import"}
     )
-    server.wait_event("importing")
-    began = time.monotonic()
-    assert admin.ask("/livez", within=0.3).status == 200
-    assert admin.ask("/readyz", within=0.3).status == 503
-    assert admin.ask("/status", within=0.3).json()["state"] == "importing"
-    assert time.monotonic() - began < 0.9
+    with server.blocked("import"):
+        assert admin.ask("/livez").status == 200
+        assert admin.ask("/readyz").status == 503
+        assert admin.ask("/status").json()["state"] == "importing"
     admin.wait_ready()
 
 
@@ -82,7 +80,7 @@ def test_admin_on_a_unix_socket(serve: Servers) -> None:
                 connection.send(get("/readyz"))
                 return connection.response().body == b"ready\n"
 
-            wait_until(is_ready, 5, lambda: "not ready")
+            wait_until(is_ready, PATIENCE, lambda: "not ready")
         assert server.stop() == 0
         assert not path.exists()
 
@@ -147,10 +145,10 @@ def test_threads_leaves_out_what_has_only_run_there(serve: Servers) -> None:
     server, admin = serve_with_admin(serve, "suspending:app", {"concurrency": {"threads": 1}})
     with server.connect() as connection:
         connection.send(get("/by-time?ms=5000"))
-        wait_until(lambda: admin.json()["requests"], 5, lambda: "not in flight")
+        wait_until(lambda: admin.json()["requests"], PATIENCE, lambda: "not in flight")
         wait_until(
             lambda: not any(one["request"] for one in admin.json("/threads")["threads"]),
-            3,
+            PATIENCE,
             lambda: str(admin.json("/threads")),
         )
         assert [one["target"] for one in admin.json()["requests"]] == ["/by-time?ms=5000"]
@@ -163,20 +161,18 @@ def test_answers_while_a_handler_holds_the_gil(serve: Servers) -> None:
     """Health, metrics, status and page at once; the stacks say after a second that they cannot."""
     server, admin = serve_with_admin(serve, "holding:app")
     with server.connect() as connection:
-        connection.send(get("/hold?2"))
-        server.wait_event("begun", path="/hold")
-        began = time.monotonic()
-        for path in ("/livez", "/readyz", "/status", "/", "/metrics"):
-            assert admin.ask(path, within=0.3).status == 200, path
-        with admin.connect() as waiting:
-            waiting.send(get("/threads"))
-            assert admin.ask("/livez", within=0.3).status == 200
-            response = waiting.response()
-        assert response.status == 503
-        assert "GIL" in response.json()["error"]
-        # The handler was still at it all the while.
-        assert time.monotonic() - began < 1.8
-        assert not server.events("done", path="/hold")
+        connection.send(get("/hold?gil"))
+        with server.blocked("gil"):
+            for path in ("/livez", "/readyz", "/status", "/", "/metrics"):
+                assert admin.ask(path).status == 200, path
+            with admin.connect() as waiting:
+                waiting.send(get("/threads"))
+                assert admin.ask("/livez").status == 200
+                response = waiting.response()
+            assert response.status == 503
+            assert "GIL" in response.json()["error"]
+            # The handler was still at it all the while.
+            assert not server.events("done", path="/hold")
         assert connection.response().body == b"done /hold"
     assert admin.ask("/threads").status == 200
 
@@ -186,47 +182,50 @@ def test_livez_turns_when_the_gil_is_lost(serve: Servers) -> None:
     config = {"admin": {"livez_stall": 0.5, "in_band": "/-/"}}
     server, admin = serve_with_admin(serve, "holding:app", config)
     with server.connect() as first, server.connect() as second:
-        first.send(get("/hold?2"))
-        server.wait_event("begun", path="/hold")
-        # Nobody waits: a handler may compute as long as it likes.
-        time.sleep(0.7)
-        assert admin.text("/livez") == "alive\n"
-        second.send(get("/"))
-        response = wait_until(
-            lambda: found if (found := admin.ask("/livez")).status == 503 else None,
-            1.2,
-            lambda: "/livez stays 200",
-        )
-        assert b"GIL" in response.body
-        assert server.exchange(get("/-/livez")).status == 503
+        first.send(get("/hold?gil"))
+        with server.blocked("gil"):
+            # Nobody waits: a handler may compute as long as it likes.
+            time.sleep(0.7)
+            assert admin.text("/livez") == "alive\n"
+            second.send(get("/"))
+            response = wait_until(
+                lambda: found if (found := admin.ask("/livez")).status == 503 else None,
+                PATIENCE,
+                lambda: "/livez stays 200",
+            )
+            assert b"GIL" in response.body
+            assert server.exchange(get("/-/livez")).status == 503
         assert first.response().status == 200
         assert second.response().status == 200
-    wait_until(lambda: admin.ask("/livez").status == 200, 2, lambda: "/livez stays 503")
+    wait_until(lambda: admin.ask("/livez").status == 200, PATIENCE, lambda: "/livez stays 503")
 
 
 def test_livez_turns_though_requests_are_shed(serve: Servers) -> None:
     """queue_timeout is shorter than livez_stall by default: a request that was shed had waited."""
-    config = {"admin": {"livez_stall": 1.0}, "concurrency": {"queue_timeout": 0.2}}
+    config = {"admin": {"livez_stall": 4.0}, "concurrency": {"queue_timeout": 3.0}}
     server, admin = serve_with_admin(serve, "holding:app", config)
     with server.connect() as first, server.connect() as second:
-        first.send(get("/hold?2"))
-        server.wait_event("begun", path="/hold")
-        second.send(get("/"))
-        assert second.response().status == 503
-        wait_until(lambda: admin.ask("/livez").status == 503, 1.7, lambda: "/livez stays 200")
+        first.send(get("/hold?gil"))
+        with server.blocked("gil"):
+            second.send(get("/"))
+            assert second.response().status == 503
+            wait_until(
+                lambda: admin.ask("/livez").status == 503, PATIENCE, lambda: "/livez stays 200"
+            )
         assert first.response().status == 200
-    wait_until(lambda: admin.ask("/livez").status == 200, 2, lambda: "/livez stays 503")
+    wait_until(lambda: admin.ask("/livez").status == 200, PATIENCE, lambda: "/livez stays 503")
 
 
 def test_livez_stays_when_all_threads_wait_for_something_else(serve: Servers) -> None:
     """A database that is away is not mended by a restart."""
-    config = {"admin": {"livez_stall": 0.3}, **ONE_THREAD}
+    config = {"admin": {"livez_stall": 2.0}, **ONE_THREAD}
     server, admin = serve_with_admin(serve, "holding:app", config)
     with server.connect() as first, server.connect() as second:
         first.send(get("/gate?database"))
         server.wait_event("begun", path="/gate")
         second.send(get("/"))
-        for _ in range(10):
+        began = time.monotonic()
+        while time.monotonic() - began < 3.0:
             assert admin.text("/livez") == "alive\n"
             time.sleep(0.1)
         server.open_gate("database")
@@ -241,13 +240,11 @@ def test_readyz_fails_at_once_on_sigterm(serve: Servers) -> None:
     """Even while a handler holds the GIL, so that Python has not heard of the signal."""
     server, admin = serve_with_admin(serve, "holding:app")
     with server.connect() as connection:
-        connection.send(get("/hold?1"))
-        server.wait_event("begun", path="/hold")
-        server.send_signal(signal.SIGTERM)
-        began = time.monotonic()
-        assert admin.wait_ready(503) == "not ready: draining\n"
-        assert admin.ask("/livez").status == 200
-        assert time.monotonic() - began < 0.5
+        connection.send(get("/hold?gil"))
+        with server.blocked("gil"):
+            server.send_signal(signal.SIGTERM)
+            assert admin.wait_ready(503) == "not ready: draining\n"
+            assert admin.ask("/livez").status == 200
         assert connection.response().status == 200
     assert server.wait() == 0
 
@@ -301,7 +298,7 @@ def test_in_band_health_needs_no_thread(serve: Servers) -> None:
         assert server.exchange(get("/-/readyz")).status == 200
         second.send(get("/"))
         wait_until(
-            lambda: server.exchange(get("/-/readyz")).status == 503, 5, lambda: "still ready"
+            lambda: server.exchange(get("/-/readyz")).status == 503, PATIENCE, lambda: "still ready"
         )
         assert server.exchange(get("/-/livez")).status == 200
         server.open_gate("band")
@@ -366,13 +363,11 @@ def test_startup_and_import_have_a_time_limit(serve: Servers) -> None:
     """app.startup_timeout: status 3, and where the main thread is."""
     server = serve(
         "holding:app",
-        {"app": {"startup": "holding:startup", "startup_timeout": 0.5}},
+        {"app": {"startup": "holding:startup", "startup_timeout": 3.0}},
         wait=False,
         environment={"STARTUP_GATE": "never"},
     )
-    began = time.monotonic()
     assert server.wait() == 3
-    assert time.monotonic() - began < 3
     assert "app.startup_timeout" in server.log()
     assert "in wait_gate" in server.log()
 
@@ -381,20 +376,18 @@ def test_startup_time_limit_while_the_import_holds_the_gil(serve: Servers) -> No
     """Python cannot even say so; the process ends all the same."""
     server = serve(
         "holding:app",
-        {"app": {"startup_timeout": 0.3}},
+        {"app": {"startup_timeout": 3.0}},
         wait=False,
-        environment={"HOLDING_IMPORT_SECONDS": "20"},
+        environment={"HOLDING_IMPORT_GIL": "never"},
     )
-    began = time.monotonic()
     assert server.wait() == 3
-    assert time.monotonic() - began < 4
     assert "startup_timeout" in server.log()
     assert "GIL" in server.log()
 
 
 def test_start_in_time_is_not_disturbed(serve: Servers) -> None:
     """The limit is on the start, not on the server."""
-    server = serve("holding:app", {"app": {"startup_timeout": 5.0}})
+    server = serve("holding:app", {"app": {"startup_timeout": 60.0}})
     assert server.exchange(get("/")).status == 200
     assert server.stop() == 0
 
@@ -436,8 +429,6 @@ def test_shutdown_that_hangs(serve: Servers) -> None:
         {"app": {"shutdown": "holding:shutdown"}, "timeouts": {"drain": 0.5}},
         environment={"SHUTDOWN_HANGS": "1"},
     )
-    began = time.monotonic()
     assert server.stop() == 4
-    assert time.monotonic() - began < 3
     assert "app.shutdown takes longer" in server.log()
     assert "in shutdown" in server.log()

@@ -15,8 +15,8 @@ import requests
 
 from admin_client import serve_with_admin
 from metrics import Metrics
-from serving import REPOSITORY, Server, Servers, wait_until
-from wire import all_closed, get, post, post_chunked
+from serving import APPLICATIONS, REPOSITORY, Server, Servers, wait_until
+from wire import PATIENCE, all_closed, get, post, post_chunked
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 MIB = 1 << 20
@@ -74,7 +74,7 @@ def open_deleted_files(server: Server) -> list[str]:
 def test_a_large_upload_takes_no_memory(serve: Servers, coding: str) -> None:
     """The uploads example, with and without Content-Length."""
     with example(serve, "uploads") as server, server.connect(timeout=60) as connection:
-        requests.put(server.url, data=bytes(2 * MIB), timeout=20)
+        requests.put(server.url, data=bytes(2 * MIB), timeout=PATIENCE)
         block = bytes(range(256)) * 4096
         digest = hashlib.sha256(block * (SIZE // MIB)).hexdigest()
         with Growth(server) as growth:
@@ -96,7 +96,9 @@ def test_a_large_upload_takes_no_memory(serve: Servers, coding: str) -> None:
         assert growth.bytes <= GROWTH_MAX
         # The answer may arrive before the worker has let go of the request.
         wait_until(
-            lambda: not open_deleted_files(server), 5, lambda: f"left: {open_deleted_files(server)}"
+            lambda: not open_deleted_files(server),
+            PATIENCE,
+            lambda: f"left: {open_deleted_files(server)}",
         )
 
 
@@ -141,24 +143,29 @@ def test_responses_that_nobody_reads_are_bounded_together(serve: Servers) -> Non
         for client in clients:
             client.send(get("/"))
             assert client.head().status == 200
+        wait_until(lambda: held_bytes() > MIB / 2, PATIENCE, lambda: f"{held_bytes()} held")
         time.sleep(0.5)  # for what the server might still make ahead of them
-        assert MIB / 2 < held_bytes() < MIB + len(clients) * 100_000
+        assert held_bytes() < MIB + len(clients) * 100_000
         for number in range(count):
             assert clients[0].chunk() == bytes([number % 251]) * piece
         assert clients[0].chunk() == b""
-    wait_until(lambda: held_bytes() == 0, 10, lambda: f"{held_bytes()} held")
+    wait_until(lambda: held_bytes() == 0, PATIENCE, lambda: f"{held_bytes()} held")
 
 
 def test_slow_uploads_hold_no_thread(serve: Servers) -> None:
     """Many clients in the middle of uploads past body_memory, one thread, and others are served."""
-    config = {"concurrency": {"threads": 1}, "limits": {"body_memory": "64 KiB"}}
+    config = {
+        "concurrency": {"threads": 1},
+        "limits": {"body_memory": "64 KiB"},
+        "timeouts": {"body": 600.0},
+    }
     server = serve("echo:app", config)
     with all_closed([server.connect() for _ in range(40)]) as connections:
         for connection in connections:
             connection.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n")
             connection.send(bytes(200_000))
         for _ in range(10):
-            assert server.exchange(get("/"), timeout=2).status == 200
+            assert server.exchange(get("/")).status == 200
 
 
 @LINUX
@@ -168,10 +175,12 @@ def test_an_upload_that_is_cut_leaves_no_file(serve: Servers) -> None:
     connection = server.connect()
     connection.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n")
     connection.send(bytes(500_000))
-    wait_until(lambda: open_deleted_files(server), 5, lambda: "no temporary file")
+    wait_until(lambda: open_deleted_files(server), PATIENCE, lambda: "no temporary file")
     connection.close()
     wait_until(
-        lambda: not open_deleted_files(server), 5, lambda: f"left: {open_deleted_files(server)}"
+        lambda: not open_deleted_files(server),
+        PATIENCE,
+        lambda: f"left: {open_deleted_files(server)}",
     )
 
 
@@ -203,12 +212,12 @@ def test_memory_of_finished_bodies_is_given_back(serve: Servers) -> None:
             connection.send(bytes(MIB - 1))
         wait_until(
             lambda: server.resident_bytes() > before + 30 * MIB,
-            10,
+            PATIENCE,
             lambda: "bodies are not gathered",
         )
     wait_until(
         lambda: server.resident_bytes() < before + 10 * MIB,
-        10,
+        PATIENCE,
         lambda: f"{(server.resident_bytes() - before) / MIB:.0f} MiB more than before",
     )
 
@@ -216,23 +225,23 @@ def test_memory_of_finished_bodies_is_given_back(serve: Servers) -> None:
 def test_chat_example(serve: Servers) -> None:
     """More listeners than threads; a line reaches all, and those who leave are forgotten."""
     with example(serve, "chat") as server:
-        assert "EventSource" in requests.get(server.url, timeout=10).text
+        assert "EventSource" in requests.get(server.url, timeout=PATIENCE).text
         with all_closed([server.connect() for _ in range(24)]) as listeners:
             for listener in listeners:
                 listener.send(get("/events"))
                 assert listener.head().value("content-type") == "text/event-stream; charset=utf-8"
                 assert listener.chunk() == b": welcome\n\n"
             for line in ("one", "two words", "thré"):
-                answer = requests.post(server.url + "/say", data={"line": line}, timeout=10)
+                answer = requests.post(server.url + "/say", data={"line": line}, timeout=PATIENCE)
                 assert answer.json() == {"listeners": 24}
                 for listener in listeners:
                     assert listener.chunk() == f"data: {line}\n\n".encode()
 
         def nobody_listens() -> bool:
-            answer = requests.post(server.url + "/say", data={"line": "?"}, timeout=10)
+            answer = requests.post(server.url + "/say", data={"line": "?"}, timeout=PATIENCE)
             return bool(answer.json() == {"listeners": 0})
 
-        wait_until(nobody_listens, 5, lambda: "listeners that left are still there")
+        wait_until(nobody_listens, PATIENCE, lambda: "listeners that left are still there")
 
 
 def test_uploads_example_says_what_it_takes(serve: Servers) -> None:
@@ -261,8 +270,10 @@ def test_benchmark_of_bodies_runs(tmp_path: Path) -> None:
     assert re.search(r"more memory: \d+\.\d MiB, [\d,]+ MB/s", run.stdout), run.stdout
 
 
-BURSTS = """
-import time
+BURSTS = f"""
+import sys
+sys.path.insert(0, {str(APPLICATIONS)!r})
+import events
 
 def app(environ, start_response):
     length = environ["QUERY_STRING"]
@@ -270,25 +281,32 @@ def app(environ, start_response):
     for burst in range(3):
         for _ in range(4):
             yield b"x"
-        time.sleep(0.5)
+        events.wait_gate(str(burst))
     yield b"."
 """
 
 
+# The kernel alone would send it after 0.2 s.
+@pytest.mark.parametrize(
+    "seconds_max", [PATIENCE, pytest.param(0.1, marks=pytest.mark.timing)], ids=["sent", "soon"]
+)
 @pytest.mark.parametrize("count", [1, 8])
 @pytest.mark.parametrize("target", ["/", "/?length"])
-def test_the_end_of_a_burst_is_not_held_back(serve: Servers, count: int, target: str) -> None:
+def test_the_end_of_a_burst_is_not_held_back(
+    serve: Servers, count: int, target: str, seconds_max: float
+) -> None:
     """Pieces may share a packet; the last before a pause is sent while the application pauses."""
     server = serve("app:app", {"concurrency": {"threads": count}}, {"app.py": BURSTS})
     with server.connect() as connection:
         connection.send(get(target))
         connection.head()
-        for _ in range(3):
-            began = time.monotonic()
+        began = time.monotonic()
+        for burst in range(3):
             if target == "/":
                 assert [connection.chunk() for _ in range(4)] == [b"x"] * 4
             else:
                 assert connection.take(4) == b"xxxx"
-            # The pause before is half a second; the kernel alone would wait another 0.2 s.
-            assert time.monotonic() - began < 0.6
+            assert time.monotonic() - began < seconds_max
+            began = time.monotonic()
+            server.open_gate(str(burst))
         assert (connection.chunk() if target == "/" else connection.take(1)) == b"."

@@ -22,6 +22,7 @@ from serve_zig.addresses import parse_address
 from serve_zig.config import load
 from serve_zig.errors import LauncherError
 from serve_zig.logging import Log, escape
+from wire import PATIENCE
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -40,6 +41,9 @@ IMPATIENT = (
     "import serve_zig.process_end as end; from serve_zig.__main__ import run; "
     "end._END_SECONDS = 0.3; end._FLUSH_SECONDS = 0.3; run()",
 )
+
+# The same, but it waits for that longer than a test does.
+PATIENT = (*IMPATIENT[:2], IMPATIENT[2].replace("0.3", "600"))
 
 # A record of the log: time, level, message.
 RECORD = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z (error|warning|info) \S.*")
@@ -96,7 +100,7 @@ class Process:
         """Return what was written to stderr."""
         return self._log.read_text(encoding="utf-8")
 
-    def wait_log(self, pattern: str, seconds: float = 20.0) -> re.Match[str]:
+    def wait_log(self, pattern: str, seconds: float = PATIENCE) -> re.Match[str]:
         """Wait until the log has the pattern, and return the match."""
         deadline = time.monotonic() + seconds
         while True:
@@ -115,13 +119,13 @@ class Process:
         """Send signals and return the exit status."""
         for number in numbers:
             self.process.send_signal(number)
-        return self.process.wait(20)
+        return self.process.wait(PATIENCE)
 
     def close(self) -> None:
         """End the process if it still runs."""
         if self.process.poll() is None:
             self.process.kill()
-            self.process.wait(20)
+            self.process.wait(PATIENCE)
 
 
 class Project:
@@ -163,7 +167,7 @@ def project(tmp_path: Path) -> Iterator[Project]:
 
 def get(port: int, target: str = "/") -> bytes:
     """Return the body of the answer to a GET request."""
-    with socket.create_connection(("127.0.0.1", port), 20) as connection:
+    with socket.create_connection(("127.0.0.1", port), PATIENCE) as connection:
         request = f"GET {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
         connection.sendall(request.encode("latin-1"))
         answer = b""
@@ -326,13 +330,11 @@ def test_check_keeps_what_the_application_prints_out_of_the_config(project: Proj
 
 def test_check_does_not_wait_for_threads_of_the_application(project: Project) -> None:
     project.write(
-        HELLO + "import threading, time\nthreading.Thread(target=time.sleep, args=[60]).start()\n"
+        HELLO + "import threading, time\nthreading.Thread(target=time.sleep, args=[600]).start()\n"
     )
-    began = time.monotonic()
     done = project.run("--check")
     assert done.returncode == 0
     tomli.loads(done.stdout)
-    assert time.monotonic() - began < 30
 
 
 def test_check_reports_every_mistake_of_the_config(project: Project) -> None:
@@ -369,7 +371,7 @@ def test_application_that_is_not_there(project: Project, check: list[str]) -> No
 
 
 def test_interrupt_of_a_check(project: Project) -> None:
-    project.write("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n")
+    project.write("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(600)\n")
     done = project.run("--check")
     assert done.returncode == 130
     assert done.stderr == "serve-zig: interrupted\n"
@@ -406,7 +408,7 @@ def test_reference_config_serves_the_example(tmp_path: Path) -> None:
 def test_log_level_hides_what_is_less_important(project: Project) -> None:
     server = project.start("--set", "log.level=error", "--set", f"listen.bind=unix:{'s'}")
     path = project.folder / "s"
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE
     while True:
         with socket.socket(socket.AF_UNIX) as probe:
             if probe.connect_ex(str(path)) == 0:
@@ -437,17 +439,17 @@ def test_taken_port_is_told_before_the_application_is_imported(project: Project)
 
 
 def test_nobody_waits_for_an_application_that_is_still_imported(project: Project) -> None:
-    project.write("import time\nopen('importing', 'w').close()\ntime.sleep(60)\n")
+    project.write("import time\nopen('importing', 'w').close()\ntime.sleep(600)\n")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     server = project.start("--set", f"listen.bind=127.0.0.1:{port}")
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE
     while not (project.folder / "importing").exists():
         assert server.process.poll() is None, server.log()
         assert time.monotonic() < deadline
         time.sleep(0.01)
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(("127.0.0.1", port), 5)
+        socket.create_connection(("127.0.0.1", port), PATIENCE)
     assert server.end(signal.SIGTERM) == 0
     assert server.log().endswith(" info SIGTERM: stopped before the server served\n")
 
@@ -487,7 +489,7 @@ def test_signal_in_a_callback_ends_the_start_too(project: Project, times: int) -
         Last()
         for _ in range({times} - 1):
             Busy()
-        time.sleep(60)
+        time.sleep(600)
         """
     )
     server = project.start("--set", "log.level=error")
@@ -547,7 +549,7 @@ def test_second_signal_during_the_import_ends_at_once(project: Project) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
         except BaseException:
             os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(60)
+            time.sleep(600)
         """
     )
     assert project.start().end() == 1
@@ -557,7 +559,7 @@ STUBBORN = """
 import sys, time
 def app(environ, start_response):
     print("running", file=sys.stderr, flush=True)
-    until = time.monotonic() + 60
+    until = time.monotonic() + 600
     while time.monotonic() < until:
         try:
             time.sleep(0.05)
@@ -568,7 +570,7 @@ def app(environ, start_response):
 
 def begin(port: int) -> socket.socket:
     """Send a request that is not answered soon, and return its connection."""
-    connection = socket.create_connection(("127.0.0.1", port), 20)
+    connection = socket.create_connection(("127.0.0.1", port), PATIENCE)
     connection.sendall(b"GET /slow HTTP/1.1\r\nHost: localhost\r\n\r\n")
     return connection
 
@@ -582,7 +584,7 @@ def test_drain_that_times_out_shows_what_still_runs(project: Project) -> None:
     log = server.log()
     assert re.search(r" error the drain timed out after 0\.3 s \(.*1 running", log)
     found = (
-        r' error cut off: GET "/slow" from 127\.0\.0\.1 \(app for 0\.\d s, thread serve-zig-\d+, '
+        r' error cut off: GET "/slow" from 127\.0\.0\.1 \(app for \d+\.\d s, thread serve-zig-\d+, '
     )
     assert re.search(rf"{found}request id \S+\)\n", log)
     assert re.search(rf'    File "{project.folder}/hello.py", line \d+, in app\n', log)
@@ -597,9 +599,7 @@ def test_second_signal_ends_at_once(project: Project) -> None:
         server.wait_log("running")
         server.process.send_signal(signal.SIGTERM)
         server.wait_log("draining")
-        began = time.monotonic()
         assert server.end(signal.SIGINT) == 1
-        assert time.monotonic() - began < 10
     assert "warning SIGINT: the second signal; the server stops at once" in server.log()
 
 
@@ -756,14 +756,16 @@ def test_process_that_the_application_forks_can_be_ended(project: Project) -> No
         import os, signal, time, warnings
         warnings.simplefilter("ignore")
         def child(number):
+            read, write = os.pipe()
             pid = os.fork()
             if pid == 0:
                 try:
-                    time.sleep(60)
+                    os.write(write, b".")
+                    time.sleep(600)
                 except KeyboardInterrupt:
                     os._exit(7)
                 os._exit(8)
-            time.sleep(0.2)
+            os.read(read, 1)
             os.kill(pid, number)
             return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         """
@@ -786,7 +788,7 @@ def test_threads_of_the_application_do_not_keep_the_process(project: Project) ->
     project.write(
         HELLO
         + "import threading, time\n"
-        + "threading.Thread(target=time.sleep, args=[60], name='pump').start()\n"
+        + "threading.Thread(target=time.sleep, args=[600], name='pump').start()\n"
     )
     server = project.start(command=IMPATIENT)
     server.port()
@@ -808,7 +810,7 @@ def test_threads_of_the_application_do_not_keep_a_start_that_failed(
     """Else whoever started the process would see one that runs."""
     project.write(
         "import threading, time\n"
-        "threading.Thread(target=time.sleep, args=[60], name='pump').start()\n" + then
+        "threading.Thread(target=time.sleep, args=[600], name='pump').start()\n" + then
     )
     server = project.start(*arguments, command=IMPATIENT)
     assert server.end() == status
@@ -818,14 +820,12 @@ def test_threads_of_the_application_do_not_keep_a_start_that_failed(
 def test_signal_after_a_start_that_failed_ends_at_once(project: Project) -> None:
     project.write(
         "import threading, time\n"
-        "threading.Thread(target=time.sleep, args=[60], name='pump').start()\n"
+        "threading.Thread(target=time.sleep, args=[600], name='pump').start()\n"
         "import missing_module"
     )
-    server = project.start()
+    server = project.start(command=PATIENT)
     server.wait_log("No module named 'missing_module'")
-    began = time.monotonic()
     assert server.end(signal.SIGTERM) == 3
-    assert time.monotonic() - began < 5
 
 
 def test_check_in_a_process_of_somebody_elses_leaves_that_alone(project: Project) -> None:
@@ -887,9 +887,9 @@ def test_errors_are_told_past_the_applications_streams(project: Project, stderr:
 
 def test_signal_after_the_drain_ends_at_once(project: Project) -> None:
     project.write(
-        HELLO + "import threading, time\nthreading.Thread(target=time.sleep, args=[60]).start()\n"
+        HELLO + "import threading, time\nthreading.Thread(target=time.sleep, args=[600]).start()\n"
     )
-    server = project.start()
+    server = project.start(command=PATIENT)
     server.port()
     server.process.send_signal(signal.SIGTERM)
     server.wait_log("drained; the server ends")
@@ -900,7 +900,7 @@ def test_signal_after_the_drain_ends_at_once(project: Project) -> None:
 def test_as_process_1_it_handles_signals(project: Project) -> None:
     namespace = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
     try:
-        subprocess.run([*namespace, "true"], check=True, capture_output=True, timeout=20)
+        subprocess.run([*namespace, "true"], check=True, capture_output=True, timeout=PATIENCE)
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("this user may not make a process namespace")
     server = project.start(command=(*namespace, *LAUNCH))
@@ -947,7 +947,7 @@ def test_worker_that_ends_by_itself_ends_the_server(
     server = StubServer(error)
     workers = runner.Workers(server, Log("info"))  # type: ignore[arg-type]
     workers.start()
-    assert workers.join(10)
+    assert workers.join(PATIENCE)
     assert server.stopped.is_set()
     assert workers.has_failed
     assert f"error the worker serve-zig-0 has ended ({why}); the server stops\n" in (
@@ -962,7 +962,7 @@ def test_worker_may_end_when_the_server_does(
     workers = runner.Workers(StubServer(error), Log("info"))  # type: ignore[arg-type]
     workers.ending()
     workers.start()
-    assert workers.join(10)
+    assert workers.join(PATIENCE)
     assert not workers.has_failed
     assert capfd.readouterr().err == ""
 
@@ -979,7 +979,7 @@ def test_threads_that_the_system_refuses_are_one_clear_error(
     with pytest.raises(LauncherError, match=r"only 0 of 2 threads; lower concurrency.threads"):
         workers.start()
     assert server.stopped.is_set()
-    assert workers.join(1)
+    assert workers.join(PATIENCE)
 
 
 def test_options_of_the_core_are_milliseconds_and_bytes(project: Project) -> None:

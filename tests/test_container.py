@@ -17,7 +17,7 @@ import pytest
 from serve_zig import cgroup
 from serve_zig.kinds import GIBIBYTE, MEBIBYTE
 from serving import REPOSITORY, Servers, free_port, wait_until
-from wire import Connection, Response, get, post
+from wire import PATIENCE, Connection, Response, get, post
 
 # The interpreter of an environment that has serve-zig; .ci/run names one made as an image is.
 PYTHON = os.environ.get("SERVE_ZIG_PYTHON", sys.executable)
@@ -135,7 +135,7 @@ class Container:
     def stop(self) -> int:
         """Let the server drain, and return its exit status."""
         os.kill(self.server, signal.SIGTERM)
-        return self.process.wait(20)
+        return self.process.wait(PATIENCE)
 
     def close(self) -> None:
         """End what still runs."""
@@ -143,7 +143,7 @@ class Container:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.server, signal.SIGKILL)
             self.process.kill()
-            self.process.wait(20)
+            self.process.wait(PATIENCE)
 
 
 class Containers:
@@ -206,7 +206,7 @@ def test_without_a_place_for_it_a_large_upload_alone_is_refused(contain: Contain
         "warning no temporary directory can be written to (/tmp and others): a request body past "
         "limits.body_memory (64 KiB) is answered 500; mount one, or set TMPDIR\n"
     )
-    wait_until(lambda: warning in container.log(), 10.0, container.log)
+    wait_until(lambda: warning in container.log(), PATIENCE, container.log)
     for _ in range(3):
         refused = container.ask(post("/", UPLOAD))
         assert refused.status == 500

@@ -20,6 +20,7 @@ import yaml
 from serve_zig import config
 from serve_zig.kinds import GIBIBYTE, MEBIBYTE
 from serving import Servers, free_port, merged, to_toml, wait_until
+from wire import PATIENCE
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 KUBERNETES = REPOSITORY / "examples" / "kubernetes"
@@ -270,10 +271,10 @@ def series(serve_module: Servers) -> dict[str, dict[str, set[str]]]:
     """Return every metric of a running server, histograms without suffix, with its labels."""
     admin = f"127.0.0.1:{free_port()}"
     server = serve_module(config={"admin": {"bind": admin}})
-    assert requests.get(server.url, timeout=10).status_code == 200
+    assert requests.get(server.url, timeout=PATIENCE).status_code == 200
 
     def found() -> dict[str, dict[str, set[str]]] | None:
-        text = requests.get(f"http://{admin}/metrics", timeout=10).text
+        text = requests.get(f"http://{admin}/metrics", timeout=PATIENCE).text
         metrics: dict[str, dict[str, set[str]]] = {}
         for line in text.splitlines():
             if line.startswith("# TYPE "):
@@ -286,7 +287,9 @@ def series(serve_module: Servers) -> dict[str, dict[str, set[str]]]:
         # It counts the request after it has answered.
         return metrics if "method" in metrics["serve_zig_requests_total"] else None
 
-    return wait_until(found, 5.0, lambda: requests.get(f"http://{admin}/metrics", timeout=10).text)
+    return wait_until(
+        found, PATIENCE, lambda: requests.get(f"http://{admin}/metrics", timeout=PATIENCE).text
+    )
 
 
 # What Prometheus adds.

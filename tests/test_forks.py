@@ -4,7 +4,6 @@ import os
 import re
 import signal
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pytest
 
 from admin_client import serve_with_admin
 from serving import Server, Servers, wait_until
-from wire import get, post
+from wire import PATIENCE, get, post
 
 
 @pytest.fixture
@@ -23,11 +22,11 @@ def forking(serve: Servers, tmp_path: Path) -> Server:
 @pytest.fixture
 def parent_of_one(serve: Servers) -> Iterator[Server]:
     """A server with a child that lives until the test is over."""
-    server, _ = serve_with_admin(serve, "forking:app", {"timeouts": {"keep_alive": 0.5}})
+    server, _ = serve_with_admin(serve, "forking:app", {"timeouts": {"keep_alive": 5.0}})
     child = int(server.exchange(get("/waits")).body.split()[1])
     yield server
     server.open_gate("children")
-    wait_until(lambda: has_ended(child), 5, lambda: f"the child {child} lives")
+    wait_until(lambda: has_ended(child), PATIENCE, lambda: f"the child {child} lives")
 
 
 def has_ended(pid: int) -> bool:
@@ -90,9 +89,7 @@ def test_connection_ends_whatever_children_there_are(parent_of_one: Server) -> N
     with parent_of_one.connect() as connection:
         connection.send(get("/pid"))
         assert connection.response().status == 200
-        began = time.monotonic()
-        connection.expect_close(within=3)
-        assert time.monotonic() - began < 2
+        connection.expect_close()
 
 
 def test_port_is_free_whatever_children_there_are(parent_of_one: Server, serve: Servers) -> None:
@@ -108,9 +105,11 @@ def test_child_has_nothing_to_poll(parent_of_one: Server) -> None:
     with parent_of_one.connect() as connection:
         connection.send(get("/waits"))
         child = int(connection.response().body.split()[1])
-        wait_until(lambda: "anon_inode:[eventpoll]" not in files_of(child), 5, lambda: "polls")
+        wait_until(
+            lambda: "anon_inode:[eventpoll]" not in files_of(child), PATIENCE, lambda: "polls"
+        )
         os.kill(child, signal.SIGTERM)
-        wait_until(lambda: has_ended(child), 5, lambda: f"the child {child} lives")
+        wait_until(lambda: has_ended(child), PATIENCE, lambda: f"the child {child} lives")
         connection.send(get("/pid"))
         assert connection.response().status == 200
 

@@ -16,7 +16,7 @@ import pytest
 import requests
 
 from serving import REPOSITORY, Server, Servers
-from wire import chunked, get
+from wire import PATIENCE, chunked, get
 
 EXAMPLES = REPOSITORY / "examples"
 FRAMEWORKS = ["flask", "django", "falcon", "bottle"]
@@ -74,7 +74,7 @@ class Site:
 
     def get(self, path: str, **options: Any) -> requests.Response:
         """Send GET."""
-        return self.session.get(self.server.url + path, timeout=20, **options)
+        return self.session.get(self.server.url + path, timeout=PATIENCE, **options)
 
     def post(self, path: str, **options: Any) -> requests.Response:
         """Send POST, with Django's token against forged forms where there is one."""
@@ -83,7 +83,7 @@ class Site:
                 self.get("/")
             headers = options.setdefault("headers", {})
             headers["X-CSRFToken"] = self.session.cookies["csrftoken"]
-        return self.session.post(self.server.url + path, timeout=20, **options)
+        return self.session.post(self.server.url + path, timeout=PATIENCE, **options)
 
 
 @pytest.mark.parametrize("name", FRAMEWORKS)
@@ -145,7 +145,7 @@ def test_session(site: Site) -> None:
     """A session lives in the client's cookie, and another client has its own."""
     assert [site.get("/visits").json()["visits"] for _ in range(3)] == [1, 2, 3]
     with requests.Session() as other:
-        assert other.get(f"{site.server.url}/visits", timeout=20).json() == {"visits": 1}
+        assert other.get(f"{site.server.url}/visits", timeout=PATIENCE).json() == {"visits": 1}
 
 
 def test_stream(site: Site) -> None:
@@ -221,7 +221,7 @@ def test_not_found(site: Site) -> None:
 
 def test_method_not_allowed(site: Site) -> None:
     """And its 405, with Allow."""
-    response = site.session.delete(f"{site.server.url}/download", timeout=20)
+    response = site.session.delete(f"{site.server.url}/download", timeout=PATIENCE)
     assert response.status_code in (403, 405)
 
 
@@ -293,7 +293,7 @@ def log_in(site: Site, page: requests.Response, password: str) -> requests.Respo
         "password": password,
         "next": "/admin/",
     }
-    return site.session.post(page.url, data=form, timeout=20)
+    return site.session.post(page.url, data=form, timeout=PATIENCE)
 
 
 def test_admin_login(admin: Site) -> None:
@@ -319,7 +319,7 @@ def test_admin_forged_form(servers: dict[str, Server]) -> None:
     with requests.Session() as session:
         site = Site("django", servers["django"], session)
         url = f"{site.server.url}/admin/login/"
-        response = site.session.post(url, data={"username": "admin"}, timeout=20)
+        response = site.session.post(url, data={"username": "admin"}, timeout=PATIENCE)
         assert response.status_code == 403
 
 
@@ -327,24 +327,26 @@ def test_admin_adds_changes_and_deletes(admin: Site) -> None:
     """A note's whole life, by forms and redirects."""
     page = admin.get("/admin/notes/note/add/")
     form = {"csrfmiddlewaretoken": token_of(page), "name": "Ünïcode", "text": "first"}
-    added = admin.session.post(page.url, data=form, timeout=20)
+    added = admin.session.post(page.url, data=form, timeout=PATIENCE)
     assert "was added successfully" in added.text
     found = re.search(r"/admin/notes/note/(\d+)/change/", added.text)
     assert found is not None
     page = admin.get(found[0])
     form = {"csrfmiddlewaretoken": token_of(page), "name": "Ünïcode", "text": "second"}
-    changed = admin.session.post(page.url, data=form, timeout=20)
+    changed = admin.session.post(page.url, data=form, timeout=PATIENCE)
     assert "was changed successfully" in changed.text
     page = admin.get(found[0].replace("change", "delete"))
     form = {"csrfmiddlewaretoken": token_of(page), "post": "yes"}
-    deleted = admin.session.post(page.url, data=form, timeout=20)
+    deleted = admin.session.post(page.url, data=form, timeout=PATIENCE)
     assert "was deleted successfully" in deleted.text
 
 
 def test_admin_static_files(servers: dict[str, Server]) -> None:
     """The admin looks as it should: its style sheet is served too."""
     with requests.Session() as session:
-        response = session.get(f"{servers['django'].url}/static/admin/css/base.css", timeout=20)
+        response = session.get(
+            f"{servers['django'].url}/static/admin/css/base.css", timeout=PATIENCE
+        )
         assert response.status_code == 200
         assert response.headers["Content-Type"].startswith("text/css")
         assert len(response.content) == int(response.headers["Content-Length"])

@@ -8,8 +8,17 @@ import time
 import pytest
 
 from scripting import script
-from serving import Server, Servers
-from wire import Truncated, all_closed, get, post, post_chunked, requests_of
+from serving import Server, Servers, wait_until
+from wire import (
+    PATIENCE,
+    Truncated,
+    all_closed,
+    get,
+    may_be_given_up,
+    post,
+    post_chunked,
+    requests_of,
+)
 
 PIECES = ["one ", "two ", "three"]
 
@@ -506,24 +515,34 @@ def test_a_head_is_sent_before_the_second_piece(responding: Server) -> None:
 
 def test_date_is_now(echo: Server) -> None:
     """RFC 9110 section 6.6.1: Date in its one preferred form."""
+    before = datetime.datetime.now(datetime.UTC)
     response = echo.exchange(get())
+    after = datetime.datetime.now(datetime.UTC)
     date = response.value("Date")
     assert date is not None
     assert re.fullmatch(
         "(Mon|Tue|Wed|Thu|Fri|Sat|Sun), [0-3][0-9] [A-Z][a-z]{2} [0-9]{4} [0-9:]{8} GMT", date
     )
     sent = email.utils.parsedate_to_datetime(date)
-    assert abs((datetime.datetime.now(datetime.UTC) - sent).total_seconds()) < 3
+    # It has no fractions, and is made once a second; the kernel may keep the server from that.
+    assert before - datetime.timedelta(seconds=PATIENCE) < sent <= after
 
 
 def test_date_moves_on(echo: Server) -> None:
-    """It is made once a second, and so not older than that, on an idle server too."""
+    """It is made once a second, on an idle server too."""
     first = echo.exchange(get()).value("Date")
     time.sleep(1.2)
+    wait_until(
+        lambda: echo.exchange(get()).value("Date") != first, PATIENCE, lambda: f"still {first}"
+    )
+
+
+@pytest.mark.timing
+def test_date_is_made_once_a_second(echo: Server) -> None:
+    """So it is not older than that."""
+    time.sleep(1.2)
     before = datetime.datetime.now(datetime.UTC)
-    second = echo.exchange(get()).value("Date")
-    assert first != second
-    sent = email.utils.parsedate_to_datetime(str(second))
+    sent = email.utils.parsedate_to_datetime(str(echo.exchange(get()).value("Date")))
     assert (before - sent).total_seconds() < 2
 
 
@@ -545,33 +564,39 @@ def test_the_application_may_set_date_and_server(scripted: Server) -> None:
 # The ends of a connection
 
 
-@pytest.mark.parametrize("target", ["/now", "/sleep?0.3"])
-def test_half_closed_client_is_answered(serve: Servers, target: str) -> None:
+def test_half_closed_client_is_answered(serve: Servers) -> None:
     """Row (second battery): client half-closes after sending: answered?"""
     server = serve("working:app")
-    with server.connect() as connection:
-        connection.send(get(target))
+    with server.connect() as connection, may_be_given_up():
+        connection.send(get("/now"))
         connection.finish()
+        assert connection.response().status == 200
+        connection.expect_close()
+    with server.connect() as connection:
+        connection.send(get("/gate?half"))
+        server.wait_event("begun", path="/gate")
+        connection.finish()
+        time.sleep(0.3)
+        server.open_gate("half")
         assert connection.response().status == 200
         connection.expect_close()
 
 
 def test_half_closed_pipeline_is_answered(echo: Server) -> None:
     """Everything that was sent whole before the half-close is answered."""
-    with echo.connect() as connection:
+    with echo.connect() as connection, may_be_given_up():
         connection.send(get("/1") + post("/2", b"two") + get("/3"))
         connection.finish()
         assert [connection.response().json()["path"] for _ in range(3)] == ["/1", "/2", "/3"]
         connection.expect_close()
 
 
-def test_half_closed_in_the_middle_of_a_head(echo: Server) -> None:
-    """A head that can never be whole is refused or dropped, at once."""
-    began = time.monotonic()
-    answer = echo.raw(get("/half")[:-4], half_close=True)
+def test_half_closed_in_the_middle_of_a_head(serve: Servers) -> None:
+    """A head that can never be whole is refused or dropped, and not when its time is over."""
+    server = serve("echo:app", {"timeouts": {"head": 600.0, "keep_alive": 600.0}})
+    answer = server.raw(get("/half")[:-4], half_close=True)
     assert answer == b"" or answer.startswith(b"HTTP/1.1 400 ")
-    assert time.monotonic() - began < 2
-    assert not echo.events("called", target="/half")
+    assert not server.events("called", target="/half")
 
 
 def test_connections_that_say_nothing_leave_no_trace(echo: Server) -> None:
@@ -627,7 +652,7 @@ def test_a_client_that_never_ends_is_not_waited_for(echo: Server) -> None:
     with echo.connect() as connection:
         connection.send(get("/", "Bad Name: 1"))
         assert connection.response().status == 400
-        connection.expect_close(within=10)
+        connection.expect_close()
 
 
 def test_client_gone_before_the_response(serve: Servers) -> None:

@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 
 from serving import Server, Servers, address_of, free_port, wait_until
-from wire import Connection, all_closed, get, post
+from wire import PATIENCE, Connection, all_closed, get, post
 
 SIGNALS = [signal.SIGTERM, signal.SIGINT]
+# What keeps a server until the end of its drain keeps it beyond the test.
+LONG_DRAIN = {"timeouts": {"drain": 600.0, "head": 600.0, "body": 600.0}}
 
 
 def begin(server: Server, target: str) -> Connection:
@@ -42,12 +44,10 @@ def refuses(server: Server) -> bool:
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_signal_ends_an_idle_server(serve: Servers, number: signal.Signals) -> None:
-    """Row: exit code / seconds."""
-    server = serve()
+    """Row: exit code."""
+    server = serve("echo:app", LONG_DRAIN)
     server.exchange(get("/"))
-    began = time.monotonic()
     assert server.stop(number) == 0
-    assert time.monotonic() - began < 1.5
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -56,7 +56,7 @@ def test_signal_finishes_what_runs(serve: Servers, number: signal.Signals) -> No
     server = serve("working:app")
     with begin(server, "/gate?running") as connection:
         server.send_signal(number)
-        wait_until(lambda: refuses(server), 5, lambda: "still accepts")
+        wait_until(lambda: refuses(server), PATIENCE, lambda: "still accepts")
         server.open_gate("running")
         response = connection.response()
         assert response.body == b"done /gate"
@@ -70,7 +70,7 @@ def test_new_connections_are_refused_while_draining(serve: Servers) -> None:
     server = serve("working:app")
     with begin(server, "/gate?draining") as connection:
         server.send_signal(signal.SIGTERM)
-        wait_until(lambda: refuses(server), 5, lambda: "still accepts")
+        wait_until(lambda: refuses(server), PATIENCE, lambda: "still accepts")
         # Not once more: a balancer that retries elsewhere must be told at the door.
         for _ in range(20):
             assert refuses(server)
@@ -87,7 +87,7 @@ def test_request_on_an_open_connection_while_draining(serve: Servers) -> None:
         idle.send(get("/first"))
         assert idle.response().status == 200
         server.send_signal(signal.SIGTERM)
-        wait_until(lambda: refuses(server), 5, lambda: "still accepts")
+        wait_until(lambda: refuses(server), PATIENCE, lambda: "still accepts")
         idle.offer(get("/second"))
         answer = idle.read_to_end(reset_counts=True)
         # Closed before it came, or answered with close: either is an honest answer.
@@ -104,7 +104,7 @@ def test_pipelined_request_behind_the_running_one(serve: Servers) -> None:
         connection.send(get("/gate?pipelined") + get("/behind"))
         server.wait_event("begun", path="/gate")
         server.send_signal(signal.SIGTERM)
-        wait_until(lambda: refuses(server), 5, lambda: "still accepts")
+        wait_until(lambda: refuses(server), PATIENCE, lambda: "still accepts")
         server.open_gate("pipelined")
         first = connection.response()
         assert first.body == b"done /gate"
@@ -119,28 +119,24 @@ def test_pipelined_request_behind_the_running_one(serve: Servers) -> None:
 
 def test_idle_connection_does_not_hold_the_server(serve: Servers) -> None:
     """Row (second battery): SIGTERM with 1 idle keep-alive connection."""
-    server = serve()
+    server = serve("echo:app", LONG_DRAIN)
     with server.connect() as connection:
         connection.send(get("/"))
         assert connection.response().status == 200
-        began = time.monotonic()
         server.send_signal(signal.SIGTERM)
         connection.expect_close()
         assert server.wait() == 0
-        assert time.monotonic() - began < 1.5
 
 
 def test_silent_connection_does_not_hold_the_server(serve: Servers) -> None:
     """Row (second battery): SIGTERM with 1 silent connection."""
-    server = serve()
+    server = serve("echo:app", LONG_DRAIN)
     with server.connect() as silent, server.connect() as other:
         other.send(get("/"))
         assert other.response().status == 200
-        began = time.monotonic()
         server.send_signal(signal.SIGTERM)
         silent.expect_close()
         assert server.wait() == 0
-        assert time.monotonic() - began < 1.5
 
 
 @pytest.mark.parametrize("part", ["head", "body"])
@@ -154,9 +150,7 @@ def test_half_sent_request_holds_the_server_no_longer_than_the_drain(
         connection.send(request)
         # A whole exchange on another connection: the half has been read by then.
         assert server.exchange(get("/whole")).status == 200
-        began = time.monotonic()
         assert server.stop() in (0, 4)
-        assert time.monotonic() - began < 3
     assert not server.events("begun", path="/half")
 
 
@@ -196,40 +190,36 @@ def test_waiting_requests_are_answered(serve: Servers) -> None:
         for connection in connections:
             connection.send(get("/sleep?0.4"))
         server.wait_event("begun", count=4)
-        # The other four are in the queue, or on their way there.
-        time.sleep(0.1)
-        began = time.monotonic()
+        # Answered without a thread: the other four are in the queue by then.
+        assert server.exchange(b"nonsense\r\n\r\n").status == 400
         server.send_signal(signal.SIGTERM)
         for connection in connections:
             response = connection.response()
             assert response.body == b"done /sleep"
             assert response.closes
         assert server.wait() == 0
-        assert time.monotonic() - began < 3
 
 
 def test_drain_timeout(serve: Servers) -> None:
     """timeouts.drain: past it the server ends with status 4, whatever still runs."""
     server = serve("working:app", {"timeouts": {"drain": 0.5}})
-    with begin(server, "/stubborn?20"):
+    with begin(server, "/stubborn?600"):
         began = time.monotonic()
         assert server.stop() == 4
-        assert 0.4 < time.monotonic() - began < 4
+        assert time.monotonic() - began > 0.4
     assert "drain" in server.log().lower()
 
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_second_signal_ends_at_once(serve: Servers, number: signal.Signals) -> None:
     """Who sends it twice does not want to wait."""
-    server = serve("working:app", {"timeouts": {"drain": 30.0}})
-    with begin(server, "/stubborn?20"):
+    server = serve("working:app", LONG_DRAIN)
+    with begin(server, "/stubborn?600"):
         server.send_signal(signal.SIGTERM)
-        wait_until(lambda: refuses(server), 5, lambda: "still accepts")
+        wait_until(lambda: refuses(server), PATIENCE, lambda: "still accepts")
         assert server.process.poll() is None
-        began = time.monotonic()
         server.send_signal(number)
-        assert server.wait(5) != 0
-        assert time.monotonic() - began < 3
+        assert server.wait() != 0
 
 
 def test_signal_right_after_the_start(serve: Servers) -> None:
@@ -271,6 +261,25 @@ def test_sigpipe_is_no_end(serve: Servers) -> None:
 # The start
 
 
+@pytest.mark.timing
+@pytest.mark.parametrize("kind", ["idle", "silent", "busy for a moment"])
+def test_end_soon_after_a_signal(serve: Servers, kind: str) -> None:
+    """What does not hold the server does not hold it for a second, either."""
+    server = serve("working:app", LONG_DRAIN)
+    with server.connect() as connection:
+        if kind == "idle":
+            connection.send(get("/"))
+            assert connection.response().status == 200
+        elif kind != "silent":
+            connection.send(get("/sleep?0.2"))
+            server.wait_event("begun", path="/sleep")
+        assert server.exchange(get("/whole")).status == 200
+        began = time.monotonic()
+        assert server.stop() == 0
+        assert time.monotonic() - began < 1.5
+
+
+@pytest.mark.timing
 def test_start_up_time(serve: Servers, tmp_path: Path) -> None:
     """The first request is answered soon after exec: 0.15 s on a quiet machine.
 
@@ -288,7 +297,7 @@ def test_start_up_time(serve: Servers, tmp_path: Path) -> None:
             except ConnectionRefusedError:
                 return None
 
-        with wait_until(connected, 10, lambda: "does not accept") as connection:
+        with wait_until(connected, PATIENCE, lambda: "does not accept") as connection:
             connection.send(get("/first"))
             assert connection.response().body == b"hello /first"
         times.append(time.monotonic() - began)
@@ -499,7 +508,7 @@ def test_connections_leave_no_descriptors(serve: Servers) -> None:
                 connection.response()
             if number % 2:
                 connection.reset()
-    wait_until(lambda: descriptors() <= before, 5, lambda: f"{descriptors()} > {before}")
+    wait_until(lambda: descriptors() <= before, PATIENCE, lambda: f"{descriptors()} > {before}")
 
 
 # Memory

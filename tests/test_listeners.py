@@ -20,6 +20,7 @@ from serve_zig.addresses import (
 )
 from serve_zig.errors import ListenerError
 from serve_zig.listeners import Listener, close_listeners, open_listeners
+from wire import PATIENCE
 
 PLACE = "serve.toml:4: listen.bind"
 
@@ -154,7 +155,7 @@ def test_ipv4_listener(opener: Opener) -> None:
     assert (listener.server_name, listener.server_port) == ("127.0.0.1", str(listener.port))
     assert not os.get_blocking(listener._socket.fileno())
     assert not os.get_inheritable(listener._socket.fileno())
-    socket.create_connection(("127.0.0.1", listener.port), 5).close()
+    socket.create_connection(("127.0.0.1", listener.port), PATIENCE).close()
 
 
 def test_descriptor_that_was_handed_over_is_not_closed(opener: Opener) -> None:
@@ -162,7 +163,7 @@ def test_descriptor_that_was_handed_over_is_not_closed(opener: Opener) -> None:
     port = listener.port
     with socket.socket(fileno=listener.hand_over()):
         listener.close()
-        socket.create_connection(("127.0.0.1", port), 5).close()
+        socket.create_connection(("127.0.0.1", port), PATIENCE).close()
 
 
 def test_number_of_listeners_has_a_limit(opener: Opener) -> None:
@@ -175,9 +176,9 @@ def test_number_of_listeners_has_a_limit(opener: Opener) -> None:
 def test_nobody_gets_in_before_the_listener_listens(opener: Opener) -> None:
     (listener,) = opener("127.0.0.1:0", listen=False)
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(("127.0.0.1", listener.port), 5)
+        socket.create_connection(("127.0.0.1", listener.port), PATIENCE)
     listener.listen(1)
-    socket.create_connection(("127.0.0.1", listener.port), 5).close()
+    socket.create_connection(("127.0.0.1", listener.port), PATIENCE).close()
 
 
 @needs_ipv6
@@ -185,9 +186,9 @@ def test_ipv6_listener_is_for_ipv6_alone(opener: Opener) -> None:
     (listener,) = opener("[::]:0")
     assert listener.url == f"http://[::]:{listener.port}"
     assert listener.server_name == socket.gethostname()
-    socket.create_connection(("::1", listener.port), 5).close()
+    socket.create_connection(("::1", listener.port), PATIENCE).close()
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(("127.0.0.1", listener.port), 5)
+        socket.create_connection(("127.0.0.1", listener.port), PATIENCE)
 
 
 @needs_ipv6
@@ -198,8 +199,8 @@ def test_empty_host_is_every_interface_of_both_families(opener: Opener) -> None:
         f"http://0.0.0.0:{first.port}",
         f"http://[::]:{first.port}",
     ]
-    socket.create_connection(("127.0.0.1", first.port), 5).close()
-    socket.create_connection(("::1", first.port), 5).close()
+    socket.create_connection(("127.0.0.1", first.port), PATIENCE).close()
+    socket.create_connection(("::1", first.port), PATIENCE).close()
 
 
 @pytest.mark.parametrize("lacking", [socket.AF_INET, socket.AF_INET6])

@@ -73,4 +73,4 @@ def test_each_allocation_fails(starving: Server, kind: str, count: int) -> None:
     # The last failure would have come after the request.
     assert statuses[-1] == 200
     assert set(statuses) != {200}
-    assert "MemoryError" in starving.test_log()
+    starving.wait_log("MemoryError")

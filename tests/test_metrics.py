@@ -9,7 +9,7 @@ import pytest
 from admin_client import serve_with_admin
 from metrics import Metrics
 from serving import Server, Servers, wait_until
-from wire import all_closed, chunked, get, post, post_chunked
+from wire import PATIENCE, all_closed, chunked, get, post, post_chunked
 
 PHASES = ("head", "body", "queue", "gil", "app", "write")
 NAMES = {
@@ -61,7 +61,7 @@ def wait_value(server: Server, expected: float, name: str, suffix: str = "", **l
         seen.append(read(server).value(name, suffix, **labels))
         return seen[-1] == expected
 
-    wait_until(found, 5.0, lambda: f"{name}{suffix} {labels} is {seen[-1]}, not {expected}")
+    wait_until(found, PATIENCE, lambda: f"{name}{suffix} {labels} is {seen[-1]}, not {expected}")
 
 
 @pytest.fixture(scope="module")
@@ -114,14 +114,15 @@ def test_histograms_have_each_request_once_and_its_time(observed: Server) -> Non
         assert after.value(metric, "_count") - before.value(metric, "_count") == 2, name
     for name in ("request", "app"):
         spent = after.value(f"{name}_seconds", "_sum") - before.value(f"{name}_seconds", "_sum")
-        assert 0.3 <= spent < 1.0, (name, spent)
+        assert spent >= 0.3, (name, spent)
     for name in ("request", "app"):
         slow = [
             one.value(f"{name}_seconds", "_count")
             - one.value(f"{name}_seconds", "_bucket", le="0.25")
             for one in (before, after)
         ]
-        assert slow[1] - slow[0] == 1, (name, slow)
+        # The one for the metrics, too, on a busy machine.
+        assert 1 <= slow[1] - slow[0] <= 2, (name, slow)
 
 
 @pytest.mark.parametrize(
@@ -248,7 +249,7 @@ def test_an_upload_that_is_slow_is_seen(serve: Servers) -> None:
         with server.connect() as upload:
             upload.send(whole[:-2000])
             (request,) = wait_until(
-                lambda: admin.json()["requests"], 5, lambda: "nothing is in flight"
+                lambda: admin.json()["requests"], PATIENCE, lambda: "nothing is in flight"
             )
             assert (request["method"], request["target"]) == ("POST", "/body")
             assert (request["phase"], request["thread"]) == ("body", None)
@@ -256,17 +257,21 @@ def test_an_upload_that_is_slow_is_seen(serve: Servers) -> None:
             upload.send(whole[-2000:])
             assert upload.response().body == b"done /body"
             # Its worker has sent the answer before it has done with it.
-            wait_until(lambda: not admin.json()["requests"], 5, lambda: "it is in flight still")
+            wait_until(
+                lambda: not admin.json()["requests"], PATIENCE, lambda: "it is in flight still"
+            )
             # One that is given up, too.
             upload.send(whole[:-2000])
-            wait_until(lambda: admin.json()["requests"], 5, lambda: "nothing is in flight")
-        wait_until(lambda: not admin.json()["requests"], 5, lambda: "it is in flight for ever")
+            wait_until(lambda: admin.json()["requests"], PATIENCE, lambda: "nothing is in flight")
+        wait_until(
+            lambda: not admin.json()["requests"], PATIENCE, lambda: "it is in flight for ever"
+        )
 
 
 def test_a_full_server_says_so(serve: Servers) -> None:
     server = serve(
         "observing:app",
-        {"concurrency": {"threads": 1, "queue": 1, "queue_timeout": 0.5}},
+        {"concurrency": {"threads": 1, "queue": 1, "queue_timeout": 3.0}},
     )
     idle = read(server)
     assert idle.value("threads_limit") == 1
@@ -278,7 +283,7 @@ def test_a_full_server_says_so(serve: Servers) -> None:
         clients[1].send(get("/"))
         # The queue has room for one, and so none for the third.
         wait_until(
-            lambda: server.exchange(get("/")).status == 503, 5.0, lambda: "the queue has room"
+            lambda: server.exchange(get("/")).status == 503, PATIENCE, lambda: "the queue has room"
         )
         assert clients[1].response().status == 503
         server.open_gate("full")

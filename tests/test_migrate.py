@@ -19,6 +19,7 @@ from serve_zig.gunicorn_settings import EXPLAINED, OPTIONS
 from serve_zig.migration import Document, Template, Unknown, address
 from serve_zig.schema import KEYS_BY_PATH, TABLES
 from serving import Servers
+from wire import PATIENCE
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -510,7 +511,7 @@ def test_config_that_was_printed_serves(serve: Servers, folder: Folder) -> None:
     assert done.returncode == 0, done.stderr
     folder.write("serve.toml", done.stdout)
     server = serve(config_file=folder.path / "serve.toml")
-    assert requests.get(server.url, timeout=10).text == str(server.port)
+    assert requests.get(server.url, timeout=PATIENCE).text == str(server.port)
 
 
 # uWSGI.

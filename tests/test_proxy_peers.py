@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from serving import Server, Servers, free_port, wait_until
-from wire import Connection, get, post
+from wire import PATIENCE, Connection, get, post
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -77,7 +77,7 @@ class Proxy:
                         return False
             return True
 
-        wait_until(ready, 10, lambda: self._log.read_text("utf-8", "replace"))
+        wait_until(ready, PATIENCE, lambda: self._log.read_text("utf-8", "replace"))
 
     def connect(self, name: str, source: str = CLIENT) -> Connection:
         """Open a connection to one of its frontends."""
@@ -87,10 +87,10 @@ class Proxy:
         """End the process."""
         self._process.terminate()
         try:
-            self._process.wait(10)
+            self._process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait(10)
+            self._process.wait(PATIENCE)
 
 
 @pytest.fixture(scope="module")

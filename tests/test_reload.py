@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent
@@ -16,7 +15,7 @@ from textwrap import dedent
 import pytest
 
 from serving import REPOSITORY, free_port, wait_until
-from wire import Connection, get
+from wire import PATIENCE, Connection, get
 
 HELLO = """
 import os, time
@@ -48,7 +47,7 @@ class Reloading:
     def configure(self, listen: str) -> None:
         """Write the config."""
         (self.folder / "serve.toml").write_text(
-            f'[app]\ntarget = "hello:app"\n[listen]\n{listen}\n[timeouts]\ndrain = 5.0\n', "utf-8"
+            f'[app]\ntarget = "hello:app"\n[listen]\n{listen}\n[timeouts]\ndrain = 20.0\n', "utf-8"
         )
 
     def start(self, *arguments: str) -> None:
@@ -78,7 +77,7 @@ class Reloading:
         """Wait until the log matches so many times."""
         wait_until(
             lambda: len(re.findall(pattern, self.log())) >= count or None,
-            20.0,
+            PATIENCE,
             lambda: f"no {count} of {pattern!r}:\n{self.log()}",
         )
 
@@ -86,7 +85,7 @@ class Reloading:
         """Wait until so many servers have begun to serve."""
         self.wait_log(r"info serve-zig .* serves ", count)
 
-    def ask(self, path: str = "/", timeout: float = 20.0) -> bytes:
+    def ask(self, path: str = "/", timeout: float = PATIENCE) -> bytes:
         """Send a request on a new connection and return the body of the answer."""
         with Connection(socket.AF_INET, ("127.0.0.1", self.port), timeout=timeout) as connection:
             connection.send(get(path, "Connection: close"))
@@ -96,7 +95,7 @@ class Reloading:
         """Wait until a version answers."""
         wait_until(
             lambda: self.ask().startswith(version.encode() + b" ") or None,
-            20.0,
+            PATIENCE,
             lambda: f"{version} does not answer:\n{self.log()}",
         )
 
@@ -107,13 +106,13 @@ class Reloading:
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Send a signal to the supervisor and return its exit status."""
         self.process.send_signal(number)
-        return self.process.wait(20)
+        return self.process.wait(PATIENCE)
 
     def close(self) -> None:
         """End what still runs."""
         if self._process is not None and self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait(20)
+            self._process.wait(PATIENCE)
 
 
 @pytest.fixture
@@ -160,7 +159,7 @@ def test_change_is_served_and_nobody_is_refused(reloading: Reloading) -> None:
             reloading.wait_version(version)
     finally:
         is_over.set()
-        client.join(20)
+        client.join(PATIENCE)
     assert failures == []
     assert asked > 10
     assert reloading.end() == 0
@@ -174,10 +173,10 @@ def test_requests_in_flight_are_answered_by_the_old_server(reloading: Reloading)
     answers: list[bytes] = []
     client = threading.Thread(target=lambda: answers.append(reloading.ask("/slow")))
     client.start()
-    wait_until(lambda: (reloading.folder / "slow").exists() or None, 10.0, reloading.log)
+    wait_until(lambda: (reloading.folder / "slow").exists() or None, PATIENCE, reloading.log)
     reloading.write("two")
     reloading.wait_version("two")
-    client.join(20)
+    client.join(PATIENCE)
     assert answers[0].startswith(b"one ")
     assert reloading.end() == 0
 
@@ -185,8 +184,11 @@ def test_requests_in_flight_are_answered_by_the_old_server(reloading: Reloading)
 def test_several_changes_at_once_are_one(reloading: Reloading) -> None:
     reloading.start()
     reloading.wait_serving()
+    # However long it takes to write them: the supervisor sees them together.
+    reloading.process.send_signal(signal.SIGSTOP)
     for name in ("a.py", "b.py", "c.py", "d.py"):
         (reloading.folder / name).write_text("", "utf-8")
+    reloading.process.send_signal(signal.SIGCONT)
     reloading.wait_serving(2)
     assert reloading.log().count("restarting") == 1
     assert "a.py, b.py, c.py and 1 more changed; restarting" in reloading.log()
@@ -217,7 +219,7 @@ def test_syntax_error_waits_for_the_next_change(reloading: Reloading) -> None:
     client = threading.Thread(target=lambda: answers.append(reloading.ask()))
     client.start()
     reloading.write("mended")
-    client.join(20)
+    client.join(PATIENCE)
     assert answers[0].startswith(b"mended ")
     assert "hello.py changed; starting" in reloading.log()
     assert reloading.end() == 0
@@ -245,9 +247,9 @@ def test_signal_drains_the_server(reloading: Reloading, number: signal.Signals) 
     answers: list[bytes] = []
     client = threading.Thread(target=lambda: answers.append(reloading.ask("/slow")))
     client.start()
-    wait_until(lambda: (reloading.folder / "slow").exists() or None, 10.0, reloading.log)
+    wait_until(lambda: (reloading.folder / "slow").exists() or None, PATIENCE, reloading.log)
     assert reloading.end(number) == 0
-    client.join(20)
+    client.join(PATIENCE)
     assert answers[0].startswith(b"one ")
     assert has_ended(server)
     assert "drained; the server ends" in reloading.log()
@@ -259,26 +261,24 @@ def test_interrupt_of_the_terminal_reaches_both_and_counts_once(reloading: Reloa
     answers: list[bytes] = []
     client = threading.Thread(target=lambda: answers.append(reloading.ask("/slow")))
     client.start()
-    wait_until(lambda: (reloading.folder / "slow").exists() or None, 10.0, reloading.log)
+    wait_until(lambda: (reloading.folder / "slow").exists() or None, PATIENCE, reloading.log)
     os.killpg(reloading.process.pid, signal.SIGINT)
-    assert reloading.process.wait(20) == 0
-    client.join(20)
+    assert reloading.process.wait(PATIENCE) == 0
+    client.join(PATIENCE)
     assert answers[0].startswith(b"one ")
     assert "the second signal" not in reloading.log()
 
 
 def test_second_signal_ends_the_server_at_once(reloading: Reloading) -> None:
-    reloading.write("one", HELLO.replace("0.6", "30"))
+    reloading.write("one", HELLO.replace("0.6", "600"))
     reloading.start()
     reloading.wait_serving()
     with socket.create_connection(("127.0.0.1", reloading.port)) as connection:
         connection.sendall(get("/slow"))
-        wait_until(lambda: (reloading.folder / "slow").exists() or None, 10.0, reloading.log)
+        wait_until(lambda: (reloading.folder / "slow").exists() or None, PATIENCE, reloading.log)
         reloading.process.send_signal(signal.SIGTERM)
         reloading.wait_log("draining for at most")
-        began = time.monotonic()
         assert reloading.end() == 1
-        assert time.monotonic() - began < 4.0
 
 
 def test_other_signals_are_passed_on(reloading: Reloading) -> None:
@@ -294,7 +294,7 @@ def test_server_ends_with_its_supervisor(reloading: Reloading) -> None:
     reloading.wait_serving()
     server = reloading.server()
     reloading.process.kill()
-    wait_until(lambda: has_ended(server) or None, 10.0, reloading.log)
+    wait_until(lambda: has_ended(server) or None, PATIENCE, reloading.log)
     assert "drained; the server ends" in reloading.log()
 
 
@@ -330,12 +330,12 @@ def test_unix_socket_stays_while_the_server_is_replaced(reloading: Reloading) ->
 def test_mistakes_before_the_first_start(reloading: Reloading) -> None:
     reloading.configure('bind = "nonsense"')
     reloading.start()
-    assert reloading.process.wait(20) == 2
+    assert reloading.process.wait(PATIENCE) == 2
     assert 'serve.toml:4: listen.bind: found "nonsense"' in reloading.log()
     reloading.configure(f'bind = "127.0.0.1:{reloading.port}"')
     with socket.create_server(("127.0.0.1", reloading.port)):
         reloading.start()
-        assert reloading.process.wait(20) == 1
+        assert reloading.process.wait(PATIENCE) == 1
         assert "is taken: the address is in use" in reloading.log()
 
 
@@ -358,5 +358,5 @@ def test_without_watchfiles_it_says_what_to_install(reloading: Reloading) -> Non
 
 def test_check_starts_nothing(reloading: Reloading) -> None:
     reloading.start("--check")
-    assert reloading.process.wait(20) == 0
+    assert reloading.process.wait(PATIENCE) == 0
     assert 'target = "hello:app"' in reloading.log()

@@ -10,9 +10,10 @@ import pytest
 
 from admin_client import AdminClient, serve_with_admin
 from serving import Server, Servers, wait_until
-from wire import get, post
+from wire import PATIENCE, get, post
 
-LIMIT = 0.3
+#: Nothing that a test has answered in time comes near to it.
+LIMIT = 1.0
 
 Pair = tuple[Server, AdminClient]
 
@@ -69,8 +70,8 @@ def test_overdue_call_is_logged_once_with_its_stack(logging: Pair) -> None:
     server, admin = logging
     before = timeouts(admin)
     with server.connect() as connection:
-        connection.send(get("/sleep?1"))
-        server.wait_log(r"request timeout: GET \"/sleep\?1\" from 127\.0\.0\.1 .*request id \S+\)")
+        connection.send(get("/sleep?2"))
+        server.wait_log(r"request timeout: GET \"/sleep\?2\" from 127\.0\.0\.1 .*request id \S+\)")
         assert connection.response().body == b"done /sleep"
     log = server.test_log()
     assert "in sleep_in_steps" in log
@@ -83,13 +84,13 @@ def test_overdue_call_is_logged_once_with_its_stack(logging: Pair) -> None:
     assert f'serve_zig_timeouts_total{{phase="app"}} {before + 1}\n' in admin.text("/metrics")
 
 
-def test_call_in_time_is_not_logged(answering: Pair) -> None:
+def test_call_in_time_is_not_logged(serve: Servers) -> None:
     """The limit is for a call, not for a worker or a connection."""
-    server, admin = answering
+    server, admin = serve_overdue(serve, "answer", limit=3.0, threads=1)
     before = timeouts(admin)
     with server.connect() as connection:
-        for _ in range(5):
-            connection.send(get("/sleep?0.1"))
+        for _ in range(8):
+            connection.send(get("/sleep?0.5"))
             assert connection.response().status == 200
     assert timeouts(admin) - before == 0
     assert not log_lines(server)
@@ -97,11 +98,11 @@ def test_call_in_time_is_not_logged(answering: Pair) -> None:
 
 def test_waiting_in_the_queue_does_not_count(serve: Servers) -> None:
     """That has a limit of its own."""
-    server, admin = serve_overdue(serve, "answer", limit=0.4, threads=1)
+    server, admin = serve_overdue(serve, "answer", limit=3.0, threads=1)
     before = timeouts(admin)
-    clients = [server.connect() for _ in range(4)]
+    clients = [server.connect() for _ in range(8)]
     for client in clients:
-        client.send(get("/sleep?0.2"))
+        client.send(get("/sleep?0.5"))
     for client in clients:
         assert client.response().status == 200
         client.close()
@@ -113,15 +114,13 @@ def test_overdue_call_that_holds_the_gil(answering: Pair) -> None:
     server, admin = answering
     before = timeouts(admin)
     with server.connect() as connection:
-        connection.send(get("/hold?1.2"))
-        server.wait_event("begun", path="/hold")
-        began = time.monotonic()
-        assert connection.response().status == 504
-        assert time.monotonic() - began < 1.0
-        # Counted by the loop, once it has answered.
-        wait_until(lambda: timeouts(admin) - before == 1, 1, lambda: "not counted")
-        assert not server.events("done", path="/hold")
-    server.wait_log(r'request timeout: GET "/hold\?1\.2"')
+        connection.send(get("/hold_gil?gil"))
+        with server.blocked("gil"):
+            assert connection.response().status == 504
+            # Counted by the loop, once it has answered.
+            wait_until(lambda: timeouts(admin) - before == 1, PATIENCE, lambda: "not counted")
+            assert not server.events("done", path="/hold_gil")
+    server.wait_log(r'request timeout: GET "/hold_gil\?gil"')
 
 
 # Answer
@@ -133,15 +132,17 @@ def test_overdue_call_is_answered(answering: Pair) -> None:
     before = timeouts(admin)
     with server.connect() as connection:
         began = time.monotonic()
-        connection.send(get("/sleep?2") + get("/never"))
+        connection.send(get("/gate") + get("/never"))
         response = connection.response()
         assert response.status == 504
         assert response.closes
         assert response.body == b"504 Gateway Timeout: request_timeout\n"
         assert response.value("X-Request-Id")
-        assert LIMIT - 0.05 < time.monotonic() - began < 1.8
+        assert time.monotonic() - began > LIMIT - 0.05
         connection.expect_close()
-    server.wait_event("done", path="/sleep")
+    assert not server.events("done", path="/gate")
+    server.open_gate("overdue")
+    server.wait_event("done", path="/gate")
     assert not server.events("begun", path="/never")
     server.wait_log(r"the client was answered 504")
     # The worker is as good as new.
@@ -162,7 +163,7 @@ def test_lines_of_an_overdue_call_are_told_by_its_id(serve: Servers) -> None:
             "log": {"format": "json", "access": "stdout"},
         },
     )
-    wire = server.raw(get("/sleep?0.6"))
+    wire = server.raw(get("/sleep?3"))
     found = re.search(rb"^X-Request-Id: (\w+)\r$", wire, re.MULTILINE)
     assert found is not None, wire
     given = found[1].decode()
@@ -170,10 +171,10 @@ def test_lines_of_an_overdue_call_are_told_by_its_id(serve: Servers) -> None:
     (line,) = [one for one in server.log().splitlines() if "request timeout" in one]
     record = json.loads(line)
     assert record["request_id"] == given
-    assert (record["method"], record["target"]) == ("GET", "/sleep?0.6")
+    assert (record["method"], record["target"]) == ("GET", "/sleep?3")
     assert record["client"] == "127.0.0.1"
     assert "in sleep_in_steps" in record["detail"]
-    access = json.loads(wait_until(lambda: server.output(), 5, lambda: "no line"))
+    access = json.loads(wait_until(lambda: server.output(), PATIENCE, lambda: "no line"))
     assert access["request_id"] == given
     assert access["status"] == 504
     assert access["bytes_sent"] == len(wire)
@@ -184,7 +185,7 @@ def test_head_request_is_answered_without_a_body(answering: Pair) -> None:
     """RFC 9110 section 9.3.2."""
     server, _ = answering
     with server.connect() as connection:
-        connection.send(get("/sleep?0.8", method="HEAD"))
+        connection.send(get("/sleep?3", method="HEAD"))
         assert connection.response("HEAD").status == 504
         connection.expect_close()
 
@@ -192,14 +193,14 @@ def test_head_request_is_answered_without_a_body(answering: Pair) -> None:
 def test_handler_can_see_that_nobody_waits(answering: Pair) -> None:
     """serve_zig.client_disconnected says so once the client has its 504."""
     server, _ = answering
-    assert server.exchange(get("/gone?5")).status == 504
-    server.wait_event("nobody_waits", within=2)
+    assert server.exchange(get("/gone?60")).status == 504
+    server.wait_event("nobody_waits")
 
 
 def test_interim_response_comes_before(answering: Pair) -> None:
     """103 and then 504 is a response like any other."""
     server, _ = answering
-    response = server.exchange(get("/hints?0.8"))
+    response = server.exchange(get("/hints?3"))
     assert [one.status for one in response.interim] == [103]
     assert response.status == 504
 
@@ -208,7 +209,7 @@ def test_stream_may_take_long(raising: Pair) -> None:
     """Each piece begins the time anew: an event stream is not stuck."""
     server, admin = raising
     before = timeouts(admin)
-    response = server.exchange(get("/stream?1"))
+    response = server.exchange(get(f"/stream?{LIMIT * 2}"))
     assert response.body.count(b"piece\n") > 5
     assert server.events("done", path="/stream")
     assert timeouts(admin) - before == 0
@@ -218,7 +219,7 @@ def test_stream_that_hangs_cannot_be_answered(answering: Pair) -> None:
     """Its head has left; it is logged and goes on."""
     server, admin = answering
     before = timeouts(admin)
-    response = server.exchange(get("/stuck_stream?0.8"))
+    response = server.exchange(get("/stuck_stream?2.5"))
     assert response.body == b"piece\nlate\n"
     assert timeouts(admin) - before == 1
     assert len(log_lines(server)) == 1
@@ -229,7 +230,7 @@ def test_suspended_response_does_not_count(answering: Pair) -> None:
     """It holds no thread while it waits for its event."""
     server, admin = answering
     before = timeouts(admin)
-    assert server.exchange(get("/suspended?0.8")).body == b"resumed"
+    assert server.exchange(get("/suspended?2")).body == b"resumed"
     assert timeouts(admin) - before == 0
 
 
@@ -237,7 +238,7 @@ def test_response_that_is_suspended_too_late(answering: Pair) -> None:
     """The client has its 504; the iterable is closed and its connection ends."""
     server, _ = answering
     with server.connect() as connection:
-        connection.send(get("/suspend?0.8"))
+        connection.send(get("/suspend?3"))
         assert connection.response().status == 504
         connection.expect_close()
     server.wait_event("ended")
@@ -253,7 +254,7 @@ def test_slow_upload_does_not_count(answering: Pair) -> None:
         connection.send(whole[:-8])
         assert connection.interim_response().status == 100
         for _ in range(8):
-            time.sleep(0.1)
+            time.sleep(LIMIT / 4)
             connection.send(b"x")
         assert connection.response().status == 200
     assert timeouts(admin) - before == 0
@@ -290,7 +291,7 @@ def test_many_at_once_and_others_beside_them(answering: Pair) -> None:
                     failures.append(repr(response))
 
     def ask_slow() -> None:
-        statuses.append(server.exchange(get("/sleep?0.6")).status)
+        statuses.append(server.exchange(get("/sleep?3")).status)
 
     fast = [threading.Thread(target=ask_fast) for _ in range(2)]
     slow = [threading.Thread(target=ask_slow) for _ in range(12)]
@@ -316,8 +317,8 @@ def test_responses_that_come_just_then(serve: Servers) -> None:
         assert response.status in (200, 504)
         assert response.body in (b"done /sleep", b"504 Gateway Timeout: request_timeout\n")
         seen.add(response.status)
-        # An exception that came too late must not reach the next request.
-        assert server.exchange(get("/")).body == b"done /"
+        # An exception that came too late must not reach the next request, which may be late, too.
+        assert server.exchange(get("/")).status in (200, 504)
     assert timeouts(admin) - before >= (504 in seen)
     server.errors_expected = True
     kinds = set(re.findall(r"application error: (\w+)", server.log()))
@@ -330,12 +331,10 @@ def test_responses_that_come_just_then(serve: Servers) -> None:
 def test_exception_is_raised_in_the_handler(raising: Pair) -> None:
     """serve_zig.RequestTimeout, in exactly that thread; the client has its 504 already."""
     server, _ = raising
-    began = time.monotonic()
-    assert server.exchange(get("/sleep?10")).status == 504
-    (event,) = server.wait_event("raised", path="/sleep", within=2)
+    assert server.exchange(get("/sleep?600")).status == 504
+    (event,) = server.wait_event("raised", path="/sleep")
     assert "timeouts.request" in event["text"]
-    assert time.monotonic() - began < 2
-    server.wait_log(r"application error: RequestTimeout; GET \"/sleep\?10\"")
+    server.wait_log(r"application error: RequestTimeout; GET \"/sleep\?600\"")
     for _ in range(50):
         assert server.exchange(get("/")).status == 200
 
@@ -343,29 +342,29 @@ def test_exception_is_raised_in_the_handler(raising: Pair) -> None:
 def test_exception_ends_an_iterable_and_closes_it(raising: Pair) -> None:
     """PEP 3333: close is called whatever happens."""
     server, _ = raising
-    assert server.exchange(get("/closing?10")).status == 504
-    server.wait_event("raised", path="/closing", within=2)
+    assert server.exchange(get("/closing?600")).status == 504
+    server.wait_event("raised", path="/closing")
     server.wait_event("closed")
-    server.errors_expected = True
+    server.wait_log(r"application error: RequestTimeout; GET \"/closing")
 
 
 def test_exception_in_a_stream_cuts_it(raising: Pair) -> None:
     """The client sees that something is missing."""
     server, _ = raising
     with server.connect() as connection:
-        connection.send(get("/stuck_stream?10"))
+        connection.send(get("/stuck_stream?600"))
         assert connection.head().status == 200
         assert connection.chunk() == b"piece\n"
         connection.expect_cut()
     server.wait_event("raised", path="/stuck_stream")
-    server.errors_expected = True
+    server.wait_log(r"application error: RequestTimeout; GET \"/stuck_stream")
 
 
 def test_handler_that_swallows_the_exception(raising: Pair) -> None:
     """It is raised once; the handler ends when it likes, and no other hears of it."""
     server, admin = raising
     before = timeouts(admin)
-    assert server.exchange(get("/swallow?1")).status == 504
+    assert server.exchange(get("/swallow?3")).status == 504
     assert [event["kind"] for event in server.wait_event("swallowed")] == ["RequestTimeout"]
     server.wait_event("done", path="/swallow")
     assert len(server.events("swallowed")) == 1
@@ -376,7 +375,10 @@ def test_handler_that_swallows_the_exception(raising: Pair) -> None:
 def test_exception_for_a_call_in_c_that_ends_late(serve: Servers) -> None:
     """It is raised when the call is back in Python, or forgotten; the next request is safe."""
     server, _ = serve_overdue(serve, "raise", threads=1)
-    assert server.exchange(get("/hold?0.8")).status == 504
+    with server.connect() as connection:
+        connection.send(get("/hold_gil?gil"))
+        with server.blocked("gil"):
+            assert connection.response().status == 504
     for _ in range(100):
         assert server.exchange(get("/")).body == b"done /"
     server.errors_expected = True
@@ -393,7 +395,9 @@ def test_sigusr1_dumps_requests_and_threads(serve: Servers) -> None:
         server.wait_event("begun", path="/gate")
         queued.send(get("/waits"))
         wait_until(
-            lambda: dump(server).count("in flight: ") == 2, 5, lambda: "two are not in flight"
+            lambda: dump(server).count("in flight: ") == 2,
+            PATIENCE,
+            lambda: "two are not in flight",
         )
         log = dump(server)
         assert re.search(r'in flight: GET "/gate\?dump" from 127\.0\.0\.1 \(app for \d', log)
@@ -413,7 +417,7 @@ def dump(server: Server) -> str:
     server.send_signal(signal.SIGUSR1)
     return wait_until(
         lambda: found if " in no code " in (found := server.log()[before:]) else None,
-        5,
+        PATIENCE,
         lambda: f"no dump:\n{server.log()}",
     )
 
@@ -434,7 +438,7 @@ def test_drain_with_an_overdue_call(serve: Servers, action: str) -> None:
     """It ends when the handler does."""
     server, _ = serve_overdue(serve, action)
     with server.connect() as connection:
-        connection.send(get("/sleep?0.8"))
+        connection.send(get("/sleep?2.5"))
         server.wait_event("begun", path="/sleep")
         server.errors_expected = True
         assert server.stop() == 0

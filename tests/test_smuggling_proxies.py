@@ -23,7 +23,7 @@ from wire import Connection, WireError, get, post
 ATTACKERS = 8
 VICTIMS = 2
 #: How long an attacker waits for a proxy that waits for more itself.
-PATIENCE = 0.1
+ATTACK_SECONDS = 0.1
 
 
 @pytest.fixture(scope="module", params=KINDS, ids=lambda kind: kind.name)
@@ -93,7 +93,7 @@ def marks_in(connection: Connection) -> list[Any]:
 
 def attack(proxy: Proxy, number: int, data: bytes) -> list[str]:
     """Send one attack; what is wrong with its answers."""
-    with proxy.connect(timeout=PATIENCE) as connection:
+    with proxy.connect(timeout=ATTACK_SECONDS) as connection:
         connection.offer(data)
         answers = marks_in(connection)
     own = f"[attack-{number}]"

@@ -1,5 +1,6 @@
 """The house rules that no compiler and no linter knows (CONTRIBUTING.md)."""
 
+import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,6 +44,7 @@ def sources(folder: Path) -> Iterator[Path]:
 
 ALL = list(sources(REPOSITORY))
 ZIG = [path for path in ALL if path.suffix == ".zig"]
+PYTHON_TESTS = sorted((REPOSITORY / "tests").glob("*.py"))
 
 
 def name(path: Path) -> str:
@@ -138,6 +140,85 @@ def test_nothing_allocates_through_pydust() -> None:
 def test_only_the_root_module_uses_pydust() -> None:
     users = [name(path) for path in ZIG if '@import("pydust")' in code_of(path)]
     assert users == ["src/lib.zig"]
+
+
+# Functions that read a clock.
+CLOCKS = {"monotonic", "perf_counter", "seconds_since"}
+PATIENCE_MIN = 20
+
+
+def calls_of(node: ast.AST) -> Iterator[tuple[str, ast.Call]]:
+    """Return name and call of each function that is called in a piece of Python."""
+    for call in ast.walk(node):
+        if isinstance(call, ast.Call):
+            yield getattr(call.func, "attr", getattr(call.func, "id", "")), call
+
+
+def bounds_of_time(function: ast.AST) -> Iterator[int]:
+    """Return the lines at which an assertion holds a reading of a clock below a number.
+
+    `seconds_max` is a parameter, of which all values but PATIENCE have the marker `timing`.
+    """
+    for node in ast.walk(function):
+        if not isinstance(node, ast.Assert):
+            continue
+        for compared in ast.walk(node):
+            if not isinstance(compared, ast.Compare):
+                continue
+            sides = [compared.left, *compared.comparators]
+            for left, operator, right in zip(sides, compared.ops, sides[1:], strict=False):
+                lower, upper = (
+                    (left, right) if isinstance(operator, ast.Lt | ast.LtE) else (right, left)
+                )
+                # A deadline is compared with the clock itself.
+                is_elapsed = isinstance(lower, ast.BinOp) or "seconds_since" in ast.unparse(lower)
+                is_clock = is_elapsed and any(name in CLOCKS for name, _ in calls_of(lower))
+                if is_clock and getattr(upper, "id", "") != "seconds_max":
+                    yield node.lineno
+
+
+def test_bounds_of_time_are_found() -> None:
+    source = (
+        "assert time.monotonic() - began < 2\n"
+        "assert 1 < seconds_since(began) < 2\n"
+        "assert 2 >= time.perf_counter() - began\n"
+        "assert time.monotonic() - began > 1\n"
+        "assert time.monotonic() - began < seconds_max\n"
+        "assert time.monotonic() < deadline\n"
+    )
+    assert list(bounds_of_time(ast.parse(source))) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("path", PYTHON_TESTS, ids=name)
+def test_only_tests_of_timing_compare_time(path: Path) -> None:
+    """A busy machine takes its time: the default run waits for conditions (wire.PATIENCE)."""
+    tree = ast.parse(path.read_text("utf-8"))
+    timing = [
+        function
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef)
+        and any("mark.timing" in ast.unparse(one) for one in function.decorator_list)
+        and not any("seconds_max" in ast.unparse(one) for one in function.decorator_list)
+    ]
+    left_out = {line for function in timing for line in bounds_of_time(function)}
+    assert sorted(set(bounds_of_time(tree)) - left_out) == []
+
+
+@pytest.mark.parametrize("path", PYTHON_TESTS, ids=name)
+def test_waits_have_a_patient_limit(path: Path) -> None:
+    """wire.PATIENCE, which is the default of most."""
+    impatient = []
+    for function, call in calls_of(ast.parse(path.read_text("utf-8"))):
+        limits = [one.value for one in call.keywords if one.arg in ("within", "timeout")]
+        limits += call.args[1:2] if function == "wait_until" else []
+        impatient += [
+            call.lineno
+            for limit in limits
+            if isinstance(limit, ast.Constant)
+            and isinstance(limit.value, int | float)
+            and limit.value < PATIENCE_MIN
+        ]
+    assert impatient == []
 
 
 def test_every_key_of_the_reference_config_is_explained() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from admin_client import serve_with_admin
 from serve_zig import top
 from serving import REPOSITORY, Server, Servers, wait_until
-from wire import get
+from wire import PATIENCE, get
 
 COMMAND = [sys.executable, "-m", "serve_zig", "top"]
 
@@ -26,7 +26,7 @@ def run(*arguments: str, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess[
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=PATIENCE,
         check=False,
     )
 
@@ -39,7 +39,7 @@ def test_once(serve: Servers) -> None:
         second.send(get("/gate?top"))
         server.wait_event("begun", path="/gate", count=2)
         third.send(get("/queued"))
-        wait_until(lambda: admin.json()["queue"]["depth"] == 1, 5, lambda: "not queued")
+        wait_until(lambda: admin.json()["queue"]["depth"] == 1, PATIENCE, lambda: "not queued")
         done = run(f"http://{admin.bind}", "--once", "--interval=0.2")
         assert done.returncode == 0, done.stderr
         lines = done.stdout.splitlines()
@@ -93,7 +93,7 @@ def test_nobody_answers(serve: Servers) -> None:
     assert done.returncode == 2
 
 
-def read_until(descriptor: int, pattern: str, within: float = 10.0) -> str:
+def read_until(descriptor: int, pattern: str, within: float = PATIENCE) -> str:
     """Read a terminal's output until it matches."""
     text = ""
     deadline = time.monotonic() + within
@@ -119,7 +119,7 @@ def watch(server: Server, bind: str) -> None:
         read_until(terminal, r"so far +[1-9]\d* requests")
         os.write(terminal, b"q")
         read_until(terminal, r"\x1b\[\?25h\x1b\[\?1049l")
-        assert process.wait(5) == 0
+        assert process.wait(PATIENCE) == 0
     finally:
         process.kill()
         process.wait()

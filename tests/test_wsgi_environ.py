@@ -65,7 +65,7 @@ def test_each_request_has_its_own_id(server: Server) -> None:
             connection.send(get("/"))
             environ = connection.response().json()["environ"]
             assert isinstance(environ["serve_zig.queue_seconds"], float)
-            assert 0 <= environ["serve_zig.queue_seconds"] < 5
+            assert environ["serve_zig.queue_seconds"] >= 0
             found.append(environ["serve_zig.request_id"])
         assert all(isinstance(one, str) and one for one in found)
         assert len(set(found)) == 3

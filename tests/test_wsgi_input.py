@@ -182,7 +182,7 @@ def test_client_dies_mid_chunked_upload(server: Server, missing: int) -> None:
 def test_half_closed_upload(server: Server) -> None:
     """A client that half-closes in the middle of its body is told, or dropped, at once."""
     request = post("/read?half-closed", b"x" * 100)[:-1]
-    answer = server.raw(request, half_close=True, timeout=5)
+    answer = server.raw(request, half_close=True)
     assert answer == b"" or answer.startswith(b"HTTP/1.1 400 ")
     assert not server.events("called", tag="half-closed")
 
@@ -225,7 +225,7 @@ def test_streamed_body_that_fails(serve: Servers, way: str, end: str) -> None:
 
 def test_streamed_body_that_stops(serve: Servers) -> None:
     """timeouts.body frees the thread of an application that waits for a silent client."""
-    server = serve("reading:app", {"timeouts": {"body": 0.3}, "concurrency": {"threads": 2}})
+    server = serve("reading:app", {"timeouts": {"body": 2.0}, "concurrency": {"threads": 2}})
     with server.connect() as connection:
         connection.send(get("/read", "Content-Length: 9", "Expect: 100-continue", method="POST"))
         assert connection.interim_response().status == 100

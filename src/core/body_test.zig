@@ -369,7 +369,7 @@ test "body: a drain that begins while a streamed one is waited for ends the wait
     const drain = try std.Thread.spawn(.{}, begin_drain, .{&by_ms});
     defer drain.join();
     try testing.expectError(error.TimedOut, streamed.read(&buffer));
-    try testing.expect(sys.monotonic_ms() - began_ms < 5_000);
+    try testing.expect(sys.monotonic_ms() - began_ms < 30_000);
 
     // What comes too late is not read either, however much there is.
     _ = try sys.send(streamed.client, "too late");

@@ -5,6 +5,7 @@ const std = @import("std");
 const testing = std.testing;
 const sys = @import("sys.zig");
 const log_writer = @import("log_writer.zig");
+const patience_ms = @import("server_fixture.zig").patience_ms;
 const LogWriter = log_writer.LogWriter;
 const Line = @import("log_text.zig").Line;
 
@@ -75,11 +76,11 @@ test "log writer: lines come in order, in batches, and soon" {
     }
     var all: std.ArrayList(u8) = .empty;
     defer all.deinit(testing.allocator);
-    for (0..5000) |_| {
+    for (0..patience_ms) |_| {
         if (std.mem.count(u8, all.items, "\n") >= 1000) break;
         try fixture.read(&all, 1);
     }
-    try testing.expect(sys.monotonic_ms() - start_ms < 2000);
+    try testing.expect(sys.monotonic_ms() - start_ms < patience_ms);
     var lines = std.mem.splitScalar(u8, all.items, '\n');
     for (0..1000) |number| {
         var storage: [20]u8 = undefined;
@@ -96,7 +97,7 @@ test "log writer: a reader that stops loses lines and holds nobody up" {
     const total = 60_000; // four megabytes: more than socket and buffers hold
     const start_ms = sys.monotonic_ms();
     for (0..total) |_| fixture.writer.put(.access, test_line);
-    try testing.expect(sys.monotonic_ms() - start_ms < 2000);
+    try testing.expect(sys.monotonic_ms() - start_ms < patience_ms);
     try testing.expect(fixture.dropped() > 0);
     var all: std.ArrayList(u8) = .empty;
     defer all.deinit(testing.allocator);
@@ -116,7 +117,7 @@ test "log writer: the end writes what is there, waits not for ever, and counts t
     try fixture.start(null);
     defer fixture.deinit();
     for (0..100) |_| fixture.writer.put(.access, test_line);
-    try testing.expect(fixture.writer.close(2000));
+    try testing.expect(fixture.writer.close(patience_ms));
     var all: std.ArrayList(u8) = .empty;
     defer all.deinit(testing.allocator);
     try fixture.read(&all, 50);
@@ -129,8 +130,8 @@ test "log writer: the end writes what is there, waits not for ever, and counts t
     defer blocked.deinit();
     for (0..20_000) |_| blocked.writer.put(.access, test_line);
     const start_ms = sys.monotonic_ms();
-    _ = blocked.writer.close(3000);
-    try testing.expect(sys.monotonic_ms() - start_ms < 2000);
+    _ = blocked.writer.close(2 * patience_ms);
+    try testing.expect(sys.monotonic_ms() - start_ms < patience_ms);
     try blocked.read(&all, 50);
     const seen = std.mem.count(u8, all.items, "\n") - 100;
     try testing.expectEqual(20_000, seen + blocked.dropped());
@@ -143,7 +144,7 @@ test "log writer: nobody there" {
     sys.close(fixture.reader);
     fixture.reader = sys.no_fd;
     for (0..10) |_| fixture.writer.put(.access, test_line);
-    for (0..3000) |_| {
+    for (0..patience_ms) |_| {
         if (fixture.dropped() == 10) return;
         sys.sleep_ms(1);
     }
@@ -152,7 +153,7 @@ test "log writer: nobody there" {
 
 fn wait_for_file(directory: std.fs.Dir, name: []const u8, expected: []const u8) !void {
     var buffer: [1000]u8 = undefined;
-    for (0..3000) |_| {
+    for (0..patience_ms) |_| {
         const text = directory.readFile(name, &buffer) catch "";
         if (std.mem.eql(u8, text, expected)) return;
         sys.sleep_ms(1);
@@ -194,12 +195,12 @@ test "log writer: a full disk loses lines, and none after it is spoiled" {
     try fixture.start("/dev/full");
     defer fixture.deinit();
     fixture.writer.put(.access, test_line);
-    for (0..3000) |_| {
+    for (0..patience_ms) |_| {
         if (fixture.dropped() == 1) break;
         sys.sleep_ms(1);
     }
     try testing.expectEqual(1, fixture.dropped());
-    try testing.expect(fixture.writer.close(2000));
+    try testing.expect(fixture.writer.close(patience_ms));
     // As after a write that was cut in a line.
     const file = try folder.dir.createFile("log", .{});
     const channel = fixture.writer.channels.getPtr(.access);

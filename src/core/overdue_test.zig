@@ -13,7 +13,7 @@ fn options_with(limit_ms: u64, action: overdue.Action) Options {
     return .{
         .threads = 4,
         .connections = 64,
-        .drain_timeout_ms = 4000,
+        .drain_timeout_ms = fixture_module.patience_ms,
         .request_timeout_ms = limit_ms,
         .request_action = @intFromEnum(action),
     };
@@ -33,7 +33,7 @@ fn expect_answered(client: *Client) !void {
 }
 
 fn expect_report(fixture: *Fixture) !overdue.Report {
-    for (0..5000) |_| {
+    for (0..fixture_module.patience_ms) |_| {
         if (fixture.server.overdue.take()) |report| return report;
         sys.sleep_ms(1);
     }
@@ -42,7 +42,8 @@ fn expect_report(fixture: *Fixture) !overdue.Report {
 
 test "overdue: the poller answers for the application" {
     for ([_][]const u8{ "/gate", "/hold" }) |path| {
-        const fixture = try serve(60, .answer);
+        // Far more than the others need, on a busy machine too.
+        const fixture = try serve(1000, .answer);
         defer fixture.deinit();
         var client = try fixture.connect();
         defer client.close();
@@ -51,7 +52,7 @@ test "overdue: the poller answers for the application" {
         try expect_answered(&client);
         const report = try expect_report(fixture);
         try testing.expect(report.answered);
-        try testing.expect(report.waited_ms >= 60);
+        try testing.expect(report.waited_ms >= 1000);
         try testing.expectEqualStrings("GET", report.request.method.slice());
         try testing.expectEqualStrings(path, report.request.target.slice());
         const call = &fixture.server.crews[report.worker].call;
@@ -119,7 +120,7 @@ test "overdue: a response that parks is not overdue while it waits for its clien
     const fixture = try Fixture.serve(.{
         .options = blk: {
             // Far more than the application needs, on a busy machine too.
-            var options = options_with(400, .answer);
+            var options = options_with(2000, .answer);
             options.response_memory_bytes = 4096;
             break :blk options;
         },
@@ -130,7 +131,7 @@ test "overdue: a response that parks is not overdue while it waits for its clien
     defer client.close();
     try client.get("/stream/20/20000/0");
     try fixture.expect_app("parks", 1);
-    sys.sleep_ms(900);
+    sys.sleep_ms(2500);
     try client.expect_pattern(20 * 20000);
     try testing.expectEqual(null, fixture.server.overdue.take());
     client.close();
@@ -160,7 +161,11 @@ const Racer = struct {
             defer answer.deinit();
             if (answer.status == 200) {
                 try testing.expectEqualStrings("slept", answer.body);
-                try client.ask("/small", 200, "hello");
+                // It may be overdue, too, where the machine has no processor for it.
+                try client.get("/small");
+                const next = try client.response();
+                defer next.deinit();
+                try testing.expect(next.status == 200 or next.status == 504);
             } else {
                 try testing.expectEqual(504, answer.status);
                 try client.expect_end();

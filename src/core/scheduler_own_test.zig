@@ -160,7 +160,7 @@ const Host = struct {
 
     fn meet(self: *Host, count: u32) void {
         _ = self.met.fetchAdd(1, .acq_rel);
-        for (0..3000) |_| {
+        for (0..30_000) |_| {
             if (self.met.load(.acquire) >= count) return;
             sys.sleep_ms(1);
         }
@@ -225,7 +225,7 @@ test "own: two workers that are resumed at once both go on, though one waits for
         play.host.wake_poller();
         sys.sleep_ms(5);
         play.host.gil.unlock();
-        for (0..4000) |_| {
+        for (0..30_000) |_| {
             if (play.host.met.load(.acquire) >= 4) break;
             sys.sleep_ms(1);
         }

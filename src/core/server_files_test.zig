@@ -17,7 +17,7 @@ const narrow = 4096;
 const calm: Options = .{
     .threads = 2,
     .connections = 64,
-    .drain_timeout_ms = 4000,
+    .drain_timeout_ms = fixture_module.patience_ms,
     .response_memory_bytes = 50_000,
 };
 
@@ -292,7 +292,7 @@ test "server: a file that becomes shorter ends the connection, not the process" 
     defer client.close();
     try client.get("/s/5000000");
     // The head has come, so the length is promised.
-    try testing.expect(sys.wait_ready(client.fd, .readable, 5000));
+    try testing.expect(sys.wait_ready(client.fd, .readable, fixture_module.patience_ms));
     var file = try site.folder.dir.openFile("5000000", .{ .mode = .read_write });
     try file.setEndPos(10);
     file.close();
@@ -394,9 +394,9 @@ test "server: a drain lets a file end, and says that the connection does" {
     defer client.close();
     try client.get("/s/900000");
     try client.get("/s/300");
-    try testing.expect(sys.wait_ready(client.fd, .readable, 5000));
+    try testing.expect(sys.wait_ready(client.fd, .readable, fixture_module.patience_ms));
     fixture.server.drain();
-    for (0..5000) |_| {
+    for (0..fixture_module.patience_ms) |_| {
         if (fixture.server.draining.load(.acquire)) break;
         sys.sleep_ms(1);
     } else return error.NotDraining;

@@ -22,6 +22,9 @@ const Server = server_module.Server;
 
 const gpa = testing.allocator;
 
+/// How long a test waits for what must happen: far longer than it takes, also on a busy machine.
+pub const patience_ms = 30_000;
+
 // ---- The application -------------------------------------------------------------------------
 
 var gil: std.Thread.Mutex = .{};
@@ -225,7 +228,7 @@ pub const App = struct {
             .hold => {
                 // As a C extension that does not give the GIL away.
                 _ = self.at_gate.fetchAdd(1, .release);
-                self.gate.timedWait(20 * std.time.ns_per_s) catch self.fault();
+                self.gate.timedWait(2 * patience_ms * std.time.ns_per_ms) catch self.fault();
                 try answer(crew, "200 OK", "held");
             },
             .gone => try self.watch_client(crew),
@@ -328,12 +331,12 @@ pub const App = struct {
         const state = leave();
         defer enter(state);
         _ = self.at_gate.fetchAdd(1, .release);
-        self.gate.timedWait(20 * std.time.ns_per_s) catch self.fault();
+        self.gate.timedWait(2 * patience_ms * std.time.ns_per_ms) catch self.fault();
     }
 
     fn watch_client(self: *App, crew: *Crew) Trouble!void {
         _ = self.at_gate.fetchAdd(1, .release);
-        for (0..5000) |_| {
+        for (0..patience_ms) |_| {
             if (crew.connection.client_has_gone()) {
                 _ = self.gone.fetchAdd(1, .release);
                 break;
@@ -622,7 +625,7 @@ pub const Fixture = struct {
     pub fn expect_end(self: *Fixture, expected: server_module.Outcome) !void {
         const pipe = self.server.outcome_pipe[0];
         var ended = false;
-        while (sys.wait_ready(pipe, .readable, 10_000)) {
+        while (sys.wait_ready(pipe, .readable, patience_ms)) {
             ended = self.outcome() != .serving;
             if (ended) break;
             // The launcher was told something else.
@@ -692,7 +695,7 @@ pub const Fixture = struct {
 
     /// Waits until a count of the server is `expected`.
     pub fn expect_count(self: *Fixture, comptime what: Count, expected: u64) !void {
-        for (0..5000) |_| {
+        for (0..patience_ms) |_| {
             if (@field(self.server.counts(), @tagName(what)) == expected) return;
             sys.sleep_ms(1);
         }
@@ -702,7 +705,7 @@ pub const Fixture = struct {
     /// Waits until the poller has seen bytes on the first connection while a worker has it.
     pub fn expect_readable_seen(self: *Fixture) !void {
         const connection = &self.server.poller.slots.connections[0];
-        for (0..5000) |_| {
+        for (0..patience_ms) |_| {
             if (connection.turn.load(.acquire) & Turn.readable != 0) return;
             sys.sleep_ms(1);
         }
@@ -711,7 +714,7 @@ pub const Fixture = struct {
 
     /// Waits until one of the application's counters is at least `expected`.
     pub fn expect_app(self: *Fixture, comptime counter: []const u8, expected: u32) !void {
-        for (0..5000) |_| {
+        for (0..patience_ms) |_| {
             if (@field(self.app, counter).load(.acquire) >= expected) return;
             sys.sleep_ms(1);
         }

@@ -10,7 +10,7 @@ const Fixture = fixture_module.Fixture;
 
 /// The oldest that waits, or the next that will.
 fn wake_next(fixture: *Fixture) !void {
-    for (0..5000) |_| {
+    for (0..fixture_module.patience_ms) |_| {
         if (fixture.app.wake_one(fixture.server, 0)) return;
         sys.sleep_ms(1);
     }
@@ -35,8 +35,8 @@ test "suspended: the end of a wait by its time, early, from a thread, by a descr
 test "suspended: a connection whose response waited for long has its timeouts again" {
     const fixture = try Fixture.serve(.{ .options = .{
         .threads = 2,
-        .keep_alive_timeout_ms = 150,
-        .write_timeout_ms = 50,
+        .keep_alive_timeout_ms = 2000,
+        .write_timeout_ms = 500,
     } });
     defer fixture.deinit();
     var idle = try fixture.connect();
@@ -48,7 +48,7 @@ test "suspended: a connection whose response waited for long has its timeouts ag
     try slow.get("/wait/3/3000000/0/1");
     try fixture.expect_app("suspensions", 2);
     // Longer than any deadline of theirs that was set before the wait.
-    sys.sleep_ms(300);
+    sys.sleep_ms(2300);
     for (0..2) |_| try wake_next(fixture);
     try idle.expect(200, "r");
     try idle.expect_end();

@@ -4,6 +4,7 @@ import asyncio
 import contextvars
 import ctypes
 import gc
+import itertools
 import json
 import os
 import signal
@@ -63,6 +64,7 @@ class Tally:
 
 calls = Calls()
 served = Tally()
+turns = itertools.count()
 finished = Tally()
 local = threading.local()
 seen: contextvars.ContextVar[str] = contextvars.ContextVar("seen", default="fresh")
@@ -126,26 +128,43 @@ def spin(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[by
     return answer_text(start_response, f"spin {query}")
 
 
+def spin_until(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """Compute in Python until the test opens the gate in the query."""
+    gate_path = events.FOLDER / f"gate-{environ['QUERY_STRING']}"
+    events.record("begun", query=environ["QUERY_STRING"])
+    while not gate_path.exists():
+        for _ in range(20_000):
+            pass
+    return answer_text(start_response, "spun")
+
+
+def block(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """Block in one system call, without a look at the time, until the test ends it."""
+    events.block(environ["QUERY_STRING"])
+    return answer_text(start_response, "unblocked")
+
+
 def hold(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-    """Keep the GIL in C for so many seconds, as a careless extension does."""
-    library = ctypes.PyDLL(None)
+    """Keep the GIL in C until the test ends it, as a careless extension does."""
     query = environ["QUERY_STRING"]
-    microseconds = int(float(query) * 1_000_000)
-    events.record("begun", query=query)
-    began = time.monotonic()
-    while microseconds > 0:
-        # usleep takes less than a second at a time.
-        library.usleep(min(microseconds, 900_000))
-        microseconds -= 900_000
-    held = time.monotonic() - began
+    events.hold_gil(query)
     events.record("done", query=query)
-    return answer_text(start_response, f"hold {held}")
+    return answer_text(start_response, "held")
 
 
 def peak(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
     """Answer how many calls were in progress at once, at most; count anew."""
     highest, calls.peak = calls.peak, 0
     return answer_json(start_response, highest)
+
+
+def turn(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """Answer how many calls of this there have been before, and take a moment."""
+    number = next(turns)
+    end = time.perf_counter() + 0.0005
+    while time.perf_counter() < end:
+        pass
+    return answer_text(start_response, f"turn {number:6}")
 
 
 def interval(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -196,7 +215,7 @@ def interrupted(environ: WSGIEnvironment, start_response: StartResponse) -> Iter
     """Have KeyboardInterrupt raised in this thread from outside, as timeouts for threads do."""
     target = ctypes.c_ulong(threading.get_ident())
     ctypes.pythonapi.PyThreadState_SetAsyncExc(target, ctypes.py_object(KeyboardInterrupt))
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         pass
     return answer_text(start_response, "was not interrupted")
@@ -221,8 +240,13 @@ def masking(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable
 
 
 def thread(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-    """Answer which thread this is and what it remembers."""
-    time.sleep(float(environ["QUERY_STRING"] or 0))
+    """Answer which thread this is and what it remembers, after some seconds or at a gate."""
+    query = environ["QUERY_STRING"]
+    if query.startswith("gate"):
+        events.record("begun", query=query)
+        events.wait_gate(query)
+    else:
+        time.sleep(float(query or 0))
     current = threading.current_thread()
     local.count = getattr(local, "count", 0) + 1
     return answer_json(
@@ -335,7 +359,7 @@ def waiting(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable
     note = environ["QUERY_STRING"]
     events.record("begun", query=note)
     with changed:
-        found = changed.wait_for(lambda: note in notes, timeout=10)
+        found = changed.wait_for(lambda: note in notes, timeout=120)
     return answer_json(start_response, found)
 
 
@@ -365,7 +389,7 @@ def running_loop(environ: WSGIEnvironment, start_response: StartResponse) -> Ite
 
 def child(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
     """Start a process, look at its signals and end it by SIGTERM."""
-    program = "import sys, time; print('up', flush=True); time.sleep(60)"
+    program = "import sys, time; print('up', flush=True); time.sleep(600)"
     with subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", program], stdout=subprocess.PIPE, text=True
     ) as process:
@@ -378,7 +402,7 @@ def child(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[b
                     lines = [line.split() for line in file]
                 masks = {line[0]: int(line[1], 16) for line in lines if line[0] == "SigBlk:"}
             process.terminate()
-            status = process.wait(10)
+            status = process.wait(60)
         finally:
             process.kill()
     return answer_json(
@@ -539,7 +563,10 @@ HANDLERS: tuple[WSGIApplication, ...] = (
     gate,
     sleep,
     spin,
+    spin_until,
+    block,
     hold,
+    turn,
     peak,
     interval,
     failing,

@@ -1,6 +1,5 @@
 """An application that can hold the GIL in a C call, and one whose import waits for a test."""
 
-import ctypes
 import os
 import threading
 import time
@@ -12,25 +11,20 @@ import events
 PLAIN = [("Content-Type", "text/plain")]
 
 
-def hold_gil(seconds: float) -> None:
-    """Sleep in C without giving the GIL away, as an extension that computes does."""
-    ctypes.PyDLL(None).usleep(round(seconds * 1_000_000))
-
-
 if "HOLDING_IMPORT_GATE" in os.environ:
     events.record("importing")
     events.wait_gate(os.environ["HOLDING_IMPORT_GATE"])
-if "HOLDING_IMPORT_SECONDS" in os.environ:
+if "HOLDING_IMPORT_GIL" in os.environ:
     events.record("importing")
-    hold_gil(float(os.environ["HOLDING_IMPORT_SECONDS"]))
+    events.hold_gil(os.environ["HOLDING_IMPORT_GIL"])
 
 
 def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-    """Do what the path says: /hold?seconds with the GIL, /sleep?seconds without, /gate?name."""
+    """Do what the path says: /hold?name keeps the GIL, /sleep?seconds and /gate?name do not."""
     path, query = environ["PATH_INFO"], environ["QUERY_STRING"]
     events.record("begun", path=path)
     if path == "/hold":
-        hold_gil(float(query))
+        events.hold_gil(query)
     elif path == "/sleep":
         time.sleep(float(query))
     elif path == "/gate":
@@ -55,4 +49,4 @@ def shutdown() -> None:
     if "SHUTDOWN_FAILS" in os.environ:
         raise RuntimeError("the database is still away")
     if "SHUTDOWN_HANGS" in os.environ:
-        time.sleep(60)
+        time.sleep(600)

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from wsgiref.types import StartResponse, WSGIEnvironment
 
 import events
-from holding import hold_gil
 
 from serve_zig import RequestTimeout
 
@@ -14,17 +13,17 @@ PLAIN = [("Content-Type", "text/plain")]
 
 
 def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-    """Do what the path says; the query is a number of seconds."""
+    """Do what the path says; the query is a number of seconds, or a name for /hold_gil."""
     path, query = environ["PATH_INFO"], environ["QUERY_STRING"]
     events.record("begun", path=path)
-    seconds = float(query or 0)
+    seconds = float(query or 0) if path != "/hold_gil" else 0.0
     if path == "/sleep":
         sleep_in_steps(seconds, path)
-    elif path == "/hold":
-        hold_gil(seconds)
+    elif path == "/hold_gil":
+        events.hold_gil(query)
     elif path == "/gate":
         # In one system call after the other; the exception comes between two of them.
-        events.wait_gate("overdue", 20)
+        events.wait_gate("overdue")
     elif path == "/swallow":
         swallow(seconds)
     elif path == "/gone":
@@ -56,7 +55,7 @@ def answer_and_read(environ: WSGIEnvironment, start_response: StartResponse) -> 
     read: list[bytes] = []
     reader = threading.Thread(target=lambda: read.append(environ["wsgi.input"].read()))
     reader.start()
-    events.wait_gate("answering", 20)
+    events.wait_gate("answering")
     start_response("200 OK", PLAIN)
     yield b"begun, "
     reader.join()

@@ -40,7 +40,7 @@ def by_other_thread(environ: WSGIEnvironment, start_response: StartResponse) -> 
     before = threading.get_ident()
     same = True
     for _ in range(int(query(environ, "rounds", "3"))):
-        resume = environ["x-wsgiorg.suspend"](20_000)
+        resume = environ["x-wsgiorg.suspend"](600_000)
         threading.Timer(0.01, resume).start()
         yield b""
         same = same and threading.get_ident() == before and seen.get() == environ["PATH_INFO"]
@@ -97,11 +97,11 @@ def descriptor(environ: WSGIEnvironment, start_response: StartResponse) -> Itera
         yield b"timeout" if environ["x-wsgiorg.fdevent.timeout"] else ours.recv(100)
         yield environ["x-wsgiorg.fdevent.readable"](ours, 0.05)
         yield b" timeout" if environ["x-wsgiorg.fdevent.timeout"] else b" ready"
-        yield environ["x-wsgiorg.fdevent.writable"](ours, 5.0)
+        yield environ["x-wsgiorg.fdevent.writable"](ours, 600.0)
         yield b" timeout" if environ["x-wsgiorg.fdevent.timeout"] else b" writable"
         timer.join()
         theirs.close()
-        yield environ["x-wsgiorg.fdevent.readable"](ours, 5.0)
+        yield environ["x-wsgiorg.fdevent.readable"](ours, 600.0)
         yield b" timeout" if environ["x-wsgiorg.fdevent.timeout"] else b" ended"
 
 
@@ -109,7 +109,7 @@ def same_descriptor(environ: WSGIEnvironment, start_response: StartResponse) -> 
     """Waits for a descriptor that other responses wait for too."""
     start_response("200 OK", PLAIN)
     events.record("watching")
-    yield environ["x-wsgiorg.fdevent.readable"](shared_ours, 10)
+    yield environ["x-wsgiorg.fdevent.readable"](shared_ours, 600)
     yield b"timeout" if environ["x-wsgiorg.fdevent.timeout"] else b"ready"
 
 
@@ -120,7 +120,7 @@ def regular_file(environ: WSGIEnvironment, start_response: StartResponse) -> Ite
     """Waits for a file, which is always ready."""
     start_response("200 OK", PLAIN)
     with tempfile.TemporaryFile() as file:
-        yield environ["x-wsgiorg.fdevent.readable"](file, 10)
+        yield environ["x-wsgiorg.fdevent.readable"](file, 600)
         yield b"timeout" if environ["x-wsgiorg.fdevent.timeout"] else b"ready"
 
 

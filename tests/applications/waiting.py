@@ -43,7 +43,7 @@ def wake(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[by
 def asked_before_piece(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
     """Asks to be suspended, then sends more than the client takes at once, then waits."""
     start_response("200 OK", PLAIN)
-    wakers["early"] = environ["x-wsgiorg.suspend"](20_000)
+    wakers["early"] = environ["x-wsgiorg.suspend"](600_000)
     yield bytes(8 << 20)
     yield b""
     yield how(environ)
@@ -92,7 +92,7 @@ def written_meanwhile(environ: WSGIEnvironment, start_response: StartResponse) -
     yield b"end"
 
 
-def refusal(function: Callable[..., object], *arguments: object, within: float = 2.0) -> str:
+def refusal(function: Callable[..., object], *arguments: object, within: float = 60.0) -> str:
     """Call it until it raises RuntimeError, and return what that says; empty if it never does."""
     deadline = time.monotonic() + within
     try:
@@ -162,7 +162,7 @@ def hinted_meanwhile(environ: WSGIEnvironment, start_response: StartResponse) ->
 
     write = start_response("200 OK", PLAIN)
     threading.Thread(target=hint).start()
-    refusal(write, b"", within=10)
+    refusal(write, b"")
     raise ValueError("while hints are sent")
 
 
@@ -191,7 +191,7 @@ def polling(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable
 
 
 def _polling(tag: str, environ: WSGIEnvironment) -> Iterator[bytes]:
-    seconds = float(query(environ, "seconds", "20"))
+    seconds = float(query(environ, "seconds", "600"))
     try:
         for _ in range(int(query(environ, "pieces", "0"))):
             yield bytes(8 * 1024)
@@ -217,7 +217,7 @@ def beating(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable
 
 
 def ahead(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-    """Gets ahead of its client, by less than may be kept for it, and then makes it wait."""
+    """Gets ahead of its client, by less than may be kept for it, and waits for the gate."""
     write = start_response("200 OK", PLAIN)
     for _ in range(400):
         if query(environ, "kind") == "write":
@@ -225,12 +225,12 @@ def ahead(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[b
         else:
             yield bytes(8 * 1024)
     events.record("ahead", kind=query(environ, "kind"))
-    time.sleep(1.5)
+    events.wait_gate("ahead")
     yield b"end"
 
 
 def burst(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-    """Three quick pieces, then something that lasts."""
+    """Three quick pieces, then something that lasts until the gate is opened."""
     kind = query(environ, "kind")
     fields = [*PLAIN, ("Content-Length", "400")] if query(environ, "length") else PLAIN
     write = start_response("200 OK", fields)
@@ -240,23 +240,24 @@ def burst(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[b
         else:
             yield b"x" * 100
     if kind == "suspend":
-        environ["x-wsgiorg.suspend"](500)
+        wakers[query(environ, "gate")] = environ["x-wsgiorg.suspend"](600_000)
         yield b""
     elif kind == "close":
         return
     elif kind == "raise":
-        time.sleep(0.5)
+        events.wait_gate(query(environ, "gate"))
         raise ValueError("in the middle")
     else:
-        time.sleep(0.5)
+        events.wait_gate(query(environ, "gate"))
     yield b"y" * 100
 
 
 class SlowClose:
     """Yields three pieces, fails, and takes its time to close."""
 
-    def __init__(self) -> None:
+    def __init__(self, gate: str) -> None:
         self._left = 3
+        self._gate = gate
 
     def __iter__(self) -> Iterator[bytes]:
         return self
@@ -268,14 +269,14 @@ class SlowClose:
         return b"x" * 100
 
     def close(self) -> None:
-        """Last half a second."""
-        time.sleep(0.5)
+        """Last until the gate is opened."""
+        events.wait_gate(self._gate)
 
 
-def slow_close(_: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+def slow_close(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
     """Fails after three quick pieces, and closes slowly."""
     start_response("200 OK", PLAIN)
-    return SlowClose()
+    return SlowClose(query(environ, "gate"))
 
 
 def bodiless(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -323,7 +324,7 @@ def by_finaliser(environ: WSGIEnvironment, start_response: StartResponse) -> Ite
     """A garbage collection resumes it."""
     start_response("200 OK", PLAIN)
     for _ in range(5):
-        cycle = _Cycle(environ["x-wsgiorg.suspend"](5000))
+        cycle = _Cycle(environ["x-wsgiorg.suspend"](600_000))
         cycle.itself = cycle
         del cycle
         threading.Timer(0.01, gc.collect).start()
@@ -344,7 +345,7 @@ def by_signal(environ: WSGIEnvironment, start_response: StartResponse) -> Iterab
     """A signal's handler, which Python runs on the main thread, resumes it."""
     start_response("200 OK", PLAIN)
     for _ in range(5):
-        signal_wakers.append(environ["x-wsgiorg.suspend"](5000))
+        signal_wakers.append(environ["x-wsgiorg.suspend"](600_000))
         threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGUSR2)).start()
         yield b""
         yield how(environ)[:1]
@@ -372,7 +373,7 @@ def forking(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable
         if child == 0:
             time.sleep(0.05)
             os._exit(0)
-        yield environ["x-wsgiorg.fdevent.readable"](ours, 5)
+        yield environ["x-wsgiorg.fdevent.readable"](ours, 600)
         os.waitpid(child, 0)
         yield how(environ)
         timer.join()
