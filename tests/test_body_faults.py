@@ -13,7 +13,7 @@ import pytest
 from admin_client import AdminClient, serve_with_admin
 from metrics import Metrics
 from serving import Server, Servers, wait_until
-from wire import Connection, get, post
+from wire import PATIENCE, Connection, get, post
 
 #: Each reads the body in its framework's usual way, and has a page of its own for errors.
 FRAMEWORKS = """
@@ -123,9 +123,11 @@ class Faulty:
 
     def expect(self, status: int, **counted: int) -> None:
         """One access record with this status, and these counters."""
-        wait_until(self.statuses, 5, lambda: "there is no access record")
+        wait_until(self.statuses, PATIENCE, lambda: "there is no access record")
         assert self.statuses() == [status]
-        wait_until(lambda: self.counted() == counted, 5, lambda: f"{self.counted()}, not {counted}")
+        wait_until(
+            lambda: self.counted() == counted, PATIENCE, lambda: f"{self.counted()}, not {counted}"
+        )
 
     def begin(self, path: str, content_type: str = "text/plain") -> Connection:
         """Return a connection whose body has been asked for, and is half sent."""

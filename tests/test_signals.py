@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from serving import Server, Servers, wait_until
-from wire import get
+from wire import PATIENCE, get
 
 HELLO = """
 def app(environ, start_response):
@@ -60,7 +60,7 @@ def test_signals_of_other_servers_change_nothing(serve: Servers, number: signal.
         server.send_signal(number)
         (line,) = wait_until(
             lambda: [one for one in server.log().splitlines() if number.name in one],
-            5,
+            PATIENCE,
             server.log,
         )
         assert f"info {number.name} is ignored: other servers" in line
@@ -136,7 +136,9 @@ def test_sigquit_fails_readyz_at_once(serve: Servers) -> None:
     server = serve("holding:app", config)
     server.send_signal(signal.SIGQUIT)
     wait_until(
-        lambda: server.exchange(get("/-/readyz")).status == 503, 3, lambda: "/readyz stays 200"
+        lambda: server.exchange(get("/-/readyz")).status == 503,
+        PATIENCE,
+        lambda: "/readyz stays 200",
     )
     server.send_signal(signal.SIGQUIT)
     assert server.wait() == 1
@@ -215,7 +217,7 @@ def test_supervisor_of_reload_obeys_the_same_signals(tmp_path: Path) -> None:
         def said(text: str) -> None:
             wait_until(
                 lambda: text in (tmp_path / "log").read_text("utf-8"),
-                15,
+                PATIENCE,
                 (tmp_path / "log").read_text,
             )
 
@@ -225,7 +227,7 @@ def test_supervisor_of_reload_obeys_the_same_signals(tmp_path: Path) -> None:
             said(f"{number.name} is ignored")
         process.send_signal(signal.SIGQUIT)
         said("drained; the server ends")
-        assert process.wait(15) == 0
+        assert process.wait(PATIENCE) == 0
     finally:
         process.kill()
         process.wait()

@@ -11,6 +11,7 @@ import pytest
 from serve_zig import cgroup, progress, shortage
 from serving import Servers, wait_until
 from test_cli import Project
+from wire import PATIENCE
 
 SLOW = """
 import time
@@ -32,7 +33,7 @@ def project(tmp_path: Path) -> Project:
 def test_long_import_is_announced(serve: Servers) -> None:
     """Before it begins to hurt, and again with the time."""
     server = serve("holding:app", environment={"HOLDING_IMPORT_GATE": "import"}, wait=False)
-    server.wait_log("info importing holding:app\n", within=10)
+    server.wait_log("info importing holding:app\n")
     server.wait_log(r"info importing holding:app: \d+ s so far\n", within=20)
     server.open_gate("import")
     server.wait_log(" serves ")
@@ -66,7 +67,7 @@ def test_announcements_end_with_what_they_tell_of(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(progress, "_AGAIN_SECONDS", 0.01)
     told: list[str] = []
     with progress.announced("waiting", told.append):
-        wait_until(lambda: len(told) >= 3, 10, lambda: str(told))
+        wait_until(lambda: len(told) >= 3, PATIENCE, lambda: str(told))
     time.sleep(0.05)
     count = len(told)
     time.sleep(0.1)
