@@ -64,6 +64,7 @@ test {
     _ = @import("scheduler_test.zig");
     _ = @import("scheduler_own_test.zig");
     _ = @import("server_test.zig");
+    _ = @import("eviction_test.zig");
     _ = @import("admin_test.zig");
     _ = @import("proxies_test.zig");
     _ = @import("static_test.zig");
