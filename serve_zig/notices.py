@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 _STALLED = (
     ("stalled_for_connections", "limits.connections is reached, and no connection is idle"),
     ("stalled_for_descriptors", "the process may open no more files (ulimit -n)"),

@@ -177,8 +177,8 @@ KEYS: tuple[Key, ...] = (
         10_000,
         "The most connections at once; past it the longest-idle keep-alive connection is closed, "
         "with none idle the client that has taken nothing of its response for longest, and with "
-        "none of these either, accepting pauses. Cut at start, with a warning, where the process may "
-        "not open as many files.",
+        "none of these either, accepting pauses. Cut at start, with a warning, where the process "
+        "may not open as many files.",
     ),
     Key(
         "limits.request_line",
