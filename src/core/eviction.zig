@@ -1,4 +1,4 @@
-//! Which clients go when room is short: those that have taken nothing of their response for longest.
+//! Which clients go when room is short: those that have taken nothing of their response longest.
 //!
 //! A client that takes nothing may be a proxy that has spooled enough, a video that is paused or a
 //! suspended laptop. It costs a slot, some memory and, in `write()`, a thread, so it stays until
@@ -79,7 +79,7 @@ pub const Stall = struct {
     }
 };
 
-// ---- A worker that waits for its client ----------------------------------------------------------
+// ---- A worker that waits for its client ---------------------------------------------------------
 
 /// The workers whose clients have taken nothing for `stalled_ms_min`.
 pub const Writers = struct {
@@ -109,8 +109,8 @@ pub const ClientWait = struct {
         is_draining: *const std.atomic.Value(bool),
 
         fn now_ms(self: Limits) u64 {
-            const is_draining = self.is_draining.load(.acquire);
-            return if (is_draining) @min(self.timeout_ms, self.drain_timeout_ms) else self.timeout_ms;
+            if (!self.is_draining.load(.acquire)) return self.timeout_ms;
+            return @min(self.timeout_ms, self.drain_timeout_ms);
         }
     };
 
@@ -188,7 +188,7 @@ pub const ClientWait = struct {
     }
 };
 
-// ---- The poller ----------------------------------------------------------------------------------
+// ---- The poller ---------------------------------------------------------------------------------
 
 const Candidate = struct {
     since_ms: u64,

@@ -43,9 +43,15 @@ fn expect_counted(fixture: *Fixture, count: u64) !void {
 }
 
 test "eviction: a full table drops the longest stalled, of any kind, and nobody else" {
-    const paths = [_][]const u8{ "/large/900000", "/stream/90/10000", "/write/90/10000", "/file/900000" };
+    const paths = [_][]const u8{
+        "/large/900000", "/stream/90/10000", "/write/90/10000", "/file/900000",
+    };
     for (paths) |path| {
-        const fixture = try serve(.{ .threads = 4, .connections = 3, .response_memory_bytes = 50_000 });
+        const fixture = try serve(.{
+            .threads = 4,
+            .connections = 3,
+            .response_memory_bytes = 50_000,
+        });
         defer fixture.deinit();
         var stalled: [3]Client = undefined;
         try stall(fixture, &stalled, path);
@@ -90,6 +96,30 @@ test "eviction: a full table waits for a client that takes something now and the
     other.close();
     slow.close();
     try fixture.finish();
+}
+
+test "eviction: timeouts.write does not end a client that drains a full kernel buffer slowly" {
+    for ([_][]const u8{ "/large/2000000", "/write/200/10000" }) |path| {
+        const fixture = try Fixture.serve(.{ .options = .{
+            .threads = 2,
+            .write_timeout_ms = 800,
+            .response_memory_bytes = 50_000,
+        }, .send_buffer_bytes = 400_000 });
+        defer fixture.deinit();
+        var slow = try fixture.connect_with(narrow);
+        defer slow.close();
+        try slow.get(path);
+        // So little that the socket stays full for all of it.
+        for (0..25) |_| {
+            sys.sleep_ms(100);
+            var buffer: [2000]u8 = undefined;
+            const count = try sys.recv(slow.fd, &buffer);
+            try slow.received.appendSlice(testing.allocator, buffer[0..count]);
+        }
+        try slow.expect_pattern(2_000_000);
+        slow.close();
+        try fixture.finish();
+    }
 }
 
 test "eviction: short buffer memory drops the longest stalled holder, not who holds nothing" {

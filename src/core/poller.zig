@@ -1324,7 +1324,9 @@ pub const Poller = struct {
         switch (connection.state) {
             .reading_proxy_header => self.turn_away(connection, "proxy_header_timeout"),
             .reading_head => if (connection.exchange == null) {
-                if (self.waits_for_tail(connection)) return self.set_deadline(connection, linger_ms);
+                if (self.waits_for_tail(connection)) {
+                    return self.set_deadline(connection, linger_ms);
+                }
                 self.lane.shard.count_closed(.keep_alive_timeout);
                 self.mark_closing(connection);
             } else {
@@ -1416,7 +1418,7 @@ pub const Poller = struct {
             .reading_body => receive_by_ms,
             // A client that has sent all that it wanted to needs no time to stop sending.
             .lingering => if (!connection.came_whole) return else self.now_ms + drain_linger_ms,
-            // A client that has stalled for longer than that would only keep the drain from its end.
+            // One that has stalled for longer would only keep the drain from its end.
             .writing => connection.stall.since_ms +| self.server.options.drain_timeout_ms,
             .free, .queued, .running, .suspended, .closing => return,
         };

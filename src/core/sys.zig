@@ -398,8 +398,8 @@ pub fn limit_unsent(fd: Fd, bytes: u32) void {
     _ = c.setsockopt(fd, c.IPPROTO.TCP, tcp_notsent_lowat, &value, @sizeOf(c_int));
 }
 
-/// What the peer's kernel has not acknowledged of all that was sent; on a unix socket, what the peer
-/// has not read, and more. Null where the system does not tell.
+/// What the peer's kernel has not acknowledged of all that was sent; on a unix socket, what the
+/// peer has not read, and more. Null where the system does not tell.
 pub fn unacknowledged(fd: Fd) ?u32 {
     var count: c_int = 0;
     if (is_linux) {
