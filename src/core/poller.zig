@@ -1053,6 +1053,7 @@ pub const Poller = struct {
             var budget: u64 = turn_bytes_max;
             while (!output.is_empty()) {
                 if (budget == 0) {
+                    self.set_write_deadline(connection);
                     self.server.sending.add(connection, .write);
                     return self.come_back_to_write(connection);
                 }
