@@ -20,7 +20,7 @@ const Outcome = struct {
     failure: ?chunked.Error = null,
 };
 
-var outputs: [4][2 * given.bytes_max]u8 = undefined;
+var outputs: [5][2 * given.bytes_max]u8 = undefined;
 var trailers: [2][given.bytes_max]u8 = undefined;
 
 pub fn run(_: std.mem.Allocator, input: []const u8) void {
@@ -46,7 +46,7 @@ pub fn run(_: std.mem.Allocator, input: []const u8) void {
         expect(whole.consumed == message.bytes.len, "a body that goes on takes all");
         expect(decoder.bytes_announced() >= whole.data.len, "what came was announced");
     }
-    if (message.settings & 2 == 0) expect_grammar(message.bytes, whole);
+    if (message.settings & 2 == 0) expect_grammar(message.bytes, whole, &decoder);
 }
 
 fn options_of(message: given.Input, buffer: []u8) chunked.Options {
@@ -133,11 +133,15 @@ fn expect_same(a: Outcome, b: Outcome) void {
 fn expect_trailers(decoder: *const chunked.Decoder) void {
     expect(decoder.trailer_bytes <= decoder.options.trailer_bytes_max, "trailers have a limit");
     expect(decoder.trailer_lines <= decoder.options.trailer_lines_max, "and their lines");
+    const kept = decoder.trailer_section().len;
+    expect(kept <= decoder.trailer_bytes, "what is discarded counts");
     var rest = decoder.trailer_section();
     while (rest.len > 0) {
         const end = std.mem.indexOf(u8, rest, "\r\n") orelse
             @panic("broken promise: a trailer line ends");
-        expect(reference.is_trailer_line(rest[0..end]), "a trailer is a field line, and allowed");
+        const rule = reference.trailer_rule_of(rest[0..end]);
+        expect(rule != null, "a trailer is a field line");
+        expect(rule == .kept, "and may stand there");
         rest = rest[end + 2 ..];
     }
 }
@@ -171,9 +175,9 @@ fn expect_round_trip(data: []const u8) void {
     expect_equal(data, outputs[3][0..progress.produced], "coded again it is the same");
 }
 
-fn expect_grammar(bytes: []const u8, whole: Outcome) void {
-    var data_len: usize = 0;
-    const reading = reference.read_chunked(bytes, &outputs[3], &data_len);
+fn expect_grammar(bytes: []const u8, whole: Outcome, decoder: *const chunked.Decoder) void {
+    var decoded: reference.Decoded = .{ .data = &outputs[3], .trailers = &outputs[4] };
+    const reading = reference.read_chunked(bytes, &decoded);
     if (whole.failure) |failure| switch (failure) {
         // Limits, which the grammar has not.
         error.ChunkExtensionTooLong, error.TrailerTooLarge => {},
@@ -184,13 +188,16 @@ fn expect_grammar(bytes: []const u8, whole: Outcome) void {
                 @memcpy(outputs[1][0..bytes.len], bytes);
                 @memcpy(outputs[1][bytes.len..][0..end.len], end);
                 const extended = outputs[1][0 .. bytes.len + end.len];
-                const again = reference.read_chunked(extended, &outputs[3], &data_len);
+                const again = reference.read_chunked(extended, &decoded);
                 expect(again != .valid, "what is refused early has no right end");
             }
         },
     } else if (whole.done) {
         expect(reading == .valid and reading.valid == whole.consumed, "the grammar accepts it");
-        expect_equal(outputs[3][0..data_len], whole.data, "and finds the same data");
+        expect_equal(outputs[3][0..decoded.data_len], whole.data, "and finds the same data");
+        if (decoder.options.trailer_buffer.len == 0) return;
+        const kept = outputs[4][0..decoded.trailers_len];
+        expect_equal(kept, decoder.trailer_section(), "and keeps the same trailers");
     } else {
         expect(reading == .unfinished, "the grammar waits for more, too");
     }

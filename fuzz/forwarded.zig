@@ -69,6 +69,7 @@ pub fn run(_: std.mem.Allocator, input: []const u8) void {
         return expect(forwarded.reason_of(err).len > 0, "a refusal has a reason");
     };
     expect_valid(&claims, flavour);
+    if (flavour == .x_forwarded) expect_scheme(&claims);
     expect_unforgeable(flavour, trusted, claims);
     if (flavour == .x_forwarded) expect_walk(trusted, &claims);
 }
@@ -196,6 +197,27 @@ fn expect_valid(claims: *const forwarded.Claims, flavour: forwarded.Flavour) voi
     const port = claims.server_port(&sent.bytes, "a:1");
     const silent = claims.port == null and claims.scheme == null and claims.host.len == 0;
     expect((port == null) == silent, "a port is known when anything is");
+}
+
+/// The scheme a second time, where a single field line says it.
+fn expect_scheme(claims: *const forwarded.Claims) void {
+    var said: ?[]const u8 = null;
+    for (sent.lines[0..sent.count], 0..) |line, index| {
+        if (line.known != .x_forwarded_proto) continue;
+        if (said != null) return;
+        said = sent.value_of(index);
+    }
+    const text = said orelse return expect(claims.scheme == null, "nobody has said a scheme");
+    if (std.mem.indexOfScalar(u8, text, ',') != null) return;
+    const schemes = [_]struct { []const u8, ?forwarded.Scheme }{
+        .{ "http", .http }, .{ "ws", .http }, .{ "https", .https }, .{ "wss", .https },
+        .{ "", null },
+    };
+    for (schemes) |scheme| {
+        if (!std.ascii.eqlIgnoreCase(reference.trim(text), scheme[0])) continue;
+        return expect(claims.scheme == scheme[1], "the scheme is the one that was said");
+    }
+    expect(false, "no other scheme is believed");
 }
 
 fn lies_in(span: anytype, name: core.fields.Name) bool {

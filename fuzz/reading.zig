@@ -128,7 +128,7 @@ pub fn Reader(comptime Visitor: type) type {
             }
         }
 
-        fn read_body(self: *Self) core.body.ReadError!?End {
+        fn read_body(self: *Self) core.body.Error!?End {
             const exchange = self.exchange;
             const body = &exchange.body;
             const limits = &self.limits.body;
@@ -165,7 +165,7 @@ pub fn Reader(comptime Visitor: type) type {
             while (!body.complete) {
                 const room = try gathered.addManyAsSlice(self.gpa, 100);
                 const limits = &self.limits.body;
-                const count = body.read(self.exchange, pair[0], room, limits, interlude) catch |err|
+                const count = body.read(pair[0], room, limits, interlude) catch |err|
                     switch (err) {
                         error.ClientGone => {
                             gathered.deinit(self.gpa);
@@ -212,7 +212,7 @@ fn refused_head(err: request_head.Error) End {
     } };
 }
 
-fn refused_body(err: core.body.ReadError) End {
+fn refused_body(err: core.body.Error) End {
     return .{ .refused = switch (err) {
         error.TooLarge => .{ .status = 413, .reason = "body_too_large" },
         error.OutOfMemory => .{ .status = 503, .reason = "out_of_memory" },

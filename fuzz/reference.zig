@@ -162,11 +162,20 @@ pub fn read_framing(
     return .none;
 }
 
-/// RFC 9112 7.1, without limits; `valid` gives the length of the body as coded. Its data is
-/// written to `data`, which is as long as `bytes` at least.
-pub fn read_chunked(bytes: []const u8, data: []u8, data_len: *usize) Reading {
+/// What a chunked body holds. Each buffer is as long as the body as coded, at least.
+pub const Decoded = struct {
+    data: []u8,
+    data_len: usize = 0,
+    /// The field lines that are kept, each with its CRLF.
+    trailers: []u8,
+    trailers_len: usize = 0,
+};
+
+/// RFC 9112 7.1, without limits; `valid` gives the length of the body as coded.
+pub fn read_chunked(bytes: []const u8, decoded: *Decoded) Reading {
     var rest: []const u8 = bytes;
-    data_len.* = 0;
+    decoded.data_len = 0;
+    decoded.trailers_len = 0;
     while (true) {
         const line_end = std.mem.indexOf(u8, rest, "\r\n") orelse return .unfinished;
         const size = read_size_line(rest[0..line_end]) orelse return .invalid;
@@ -175,27 +184,37 @@ pub fn read_chunked(bytes: []const u8, data: []u8, data_len: *usize) Reading {
         if (rest.len < size or rest.len - size < 2) return .unfinished;
         const chunk_len: usize = @intCast(size);
         if (!std.mem.eql(u8, rest[chunk_len..][0..2], "\r\n")) return .invalid;
-        @memcpy(data[data_len.*..][0..chunk_len], rest[0..chunk_len]);
-        data_len.* += chunk_len;
+        @memcpy(decoded.data[decoded.data_len..][0..chunk_len], rest[0..chunk_len]);
+        decoded.data_len += chunk_len;
         rest = rest[chunk_len + 2 ..];
     }
     while (true) {
         const line_end = std.mem.indexOf(u8, rest, "\r\n") orelse return .unfinished;
         const line = rest[0..line_end];
+        const whole_line = rest[0 .. line_end + 2];
         rest = rest[line_end + 2 ..];
         if (line.len == 0) return .{ .valid = bytes.len - rest.len };
-        if (!is_trailer_line(line)) return .invalid;
+        const rule = trailer_rule_of(line) orelse return .invalid;
+        if (rule == .refused) return .invalid;
+        if (rule == .discarded) continue;
+        @memcpy(decoded.trailers[decoded.trailers_len..][0..whole_line.len], whole_line);
+        decoded.trailers_len += whole_line.len;
     }
 }
 
-pub fn is_trailer_line(line: []const u8) bool {
-    const colon = std.mem.indexOfScalar(u8, line, ':') orelse return false;
-    if (!is_token(line[0..colon]) or !is_field_text(line[colon + 1 ..])) return false;
-    // Names that decide on framing, by hand; the table of the rest has its own tests.
-    inline for (.{ "content-length", "transfer-encoding", "host", "connection", "te" }) |name| {
-        if (std.ascii.eqlIgnoreCase(line[0..colon], name)) return false;
+/// What becomes of a line of the trailer section; null when it is no field line.
+pub fn trailer_rule_of(line: []const u8) ?core.trailer_fields.Rule {
+    const colon = std.mem.indexOfScalar(u8, line, ':') orelse return null;
+    const name = line[0..colon];
+    if (!is_token(name) or !is_field_text(line[colon + 1 ..])) return null;
+    // Some of each kind by hand; the table of the rest has its own tests.
+    inline for (.{ "content-length", "transfer-encoding", "host", "connection", "te" }) |word| {
+        if (std.ascii.eqlIgnoreCase(name, word)) return .refused;
     }
-    return !core.fields.is_forbidden_in_trailer(core.fields.lookup(line[0..colon]));
+    inline for (.{ "content-type", "content-encoding", "vary" }) |word| {
+        if (std.ascii.eqlIgnoreCase(name, word)) return .discarded;
+    }
+    return core.trailer_fields.rule_of(name);
 }
 
 /// chunk-size [ chunk-ext ]; null when it is wrong.

@@ -60,7 +60,7 @@ const Printer = struct {
             var piece: [4096]u8 = undefined;
             // Gathered, so that neither descriptor nor limits are looked at.
             const body = &exchange.body;
-            const count = try body.read(exchange, core.sys.no_fd, &piece, undefined, undefined);
+            const count = try body.read(core.sys.no_fd, &piece, undefined, undefined);
             if (count == 0) break;
             try self.to.print("{x}", .{piece[0..count]});
         }

@@ -7,6 +7,7 @@ import sys
 from serve_zig.cli import main
 from serve_zig.errors import EXIT_FAILED
 from serve_zig.process_end import end_soon
+from serve_zig.signals import settle
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ def run(program: Callable[[], int] = main) -> NoReturn:
         status = program()
     finally:
         end_soon(status)
+        settle()
     sys.exit(status)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 
@@ -11,6 +12,10 @@ _PORT_MAX = 65_535
 _HOST_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._")
 
 _PATH_CHARACTERS = _HOST_CHARACTERS | frozenset("~/")
+
+_SYSTEMD = "systemd"
+# sd_listen_fds(3): ASCII without control characters and the colon.
+_SOCKET_NAME = re.compile(r"[!-9;-~][ -9;-~]{0,254}")
 
 MASK = "***"
 """What is shown in the place of a secret."""
@@ -46,7 +51,7 @@ class UnixAddress:
 
 
 class InheritedAddress:
-    """A descriptor that the parent process bound, such as systemd's socket activation."""
+    """A descriptor that the parent process bound."""
 
     __slots__ = ("descriptor", "text")
 
@@ -55,7 +60,17 @@ class InheritedAddress:
         self.descriptor = descriptor
 
 
-Address = TcpAddress | UnixAddress | InheritedAddress
+class ActivatedAddress:
+    """Sockets of systemd's socket activation: those of a name, or all for the empty one."""
+
+    __slots__ = ("name", "text")
+
+    def __init__(self, text: str, name: str) -> None:
+        self.text = text
+        self.name = name
+
+
+Address = TcpAddress | UnixAddress | InheritedAddress | ActivatedAddress
 
 
 def parse_address(text: str) -> Address:
@@ -63,17 +78,47 @@ def parse_address(text: str) -> Address:
     if text.startswith("unix:"):
         return _parse_unix(text)
     if text.startswith("fd:"):
-        digits = text.removeprefix("fd://")
-        if not _is_number(digits, 2**31 - 1):
-            raise AddressError(
-                f'found {quoted(text)}; write "fd://" and a descriptor, such as "fd://3"'
-            )
-        return InheritedAddress(text, int(digits))
+        return _parse_descriptor(text)
     if "://" in text:
         raise AddressError(
             f'found {quoted(text)}; write only host and port, such as "127.0.0.1:8000"'
         )
     return _parse_tcp(text)
+
+
+def collide(first: Address, second: Address) -> bool:
+    """Return whether only one of the two can be listened on, as far as their texts tell."""
+    if isinstance(first, TcpAddress) and isinstance(second, TcpAddress):
+        if first.port != second.port or first.port == 0:
+            return False
+        hosts = {_canonical(first.host), _canonical(second.host)}
+        return len(hosts) == 1 or any(_covers(one, hosts) for one in hosts)
+    if isinstance(first, UnixAddress) and isinstance(second, UnixAddress):
+        return os.path.normpath(first.path) == os.path.normpath(second.path)
+    if isinstance(first, InheritedAddress) and isinstance(second, InheritedAddress):
+        return first.descriptor == second.descriptor
+    if isinstance(first, ActivatedAddress) and isinstance(second, ActivatedAddress):
+        return first.name == second.name
+    return False
+
+
+def _canonical(host: str) -> bytes | str:
+    """Return the bytes of an address, a name as it stands; empty for all interfaces."""
+    if host.lower() == "localhost":
+        host = "127.0.0.1"
+    for family in (socket.AF_INET, socket.AF_INET6):
+        if _is_numeric(family, host):
+            return socket.inet_pton(family, host)
+    return host.lower()
+
+
+def _covers(host: bytes | str, others: set[bytes | str]) -> bool:
+    """Return whether a socket on this host takes the port from all of the others."""
+    if host == "":
+        return True
+    # A wildcard takes the addresses of its family; a name may be of the other one.
+    is_wildcard = isinstance(host, bytes) and not any(host)
+    return is_wildcard and all(isinstance(one, bytes) and len(one) == len(host) for one in others)
 
 
 def check_path_prefix(text: str) -> None:
@@ -107,6 +152,22 @@ def parse_url(text: str) -> None:
 def mask_secrets(text: str) -> str:
     """Return the text with what is secret in a URL masked: user, password, values of the query."""
     return _QUERY_VALUE.sub(rf"\1={MASK}", _CREDENTIALS.sub(f"{MASK}@", text))
+
+
+def _parse_descriptor(text: str) -> InheritedAddress | ActivatedAddress:
+    rest = text.removeprefix("fd://")
+    if _is_number(rest, 2**31 - 1):
+        return InheritedAddress(text, int(rest))
+    word, colon, name = rest.partition(":")
+    if word == _SYSTEMD and not colon:
+        return ActivatedAddress(text, "")
+    if word == _SYSTEMD and _SOCKET_NAME.fullmatch(name):
+        return ActivatedAddress(text, name)
+    raise AddressError(
+        f'found {quoted(text)}; write "fd://" and a descriptor, such as "fd://3", or, for sockets '
+        'that systemd passes, "fd://systemd" for all of them and "fd://systemd:NAME" for those of '
+        "a name (FileDescriptorName=)"
+    )
 
 
 def _parse_unix(text: str) -> UnixAddress:

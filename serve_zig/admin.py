@@ -10,9 +10,10 @@ import sys
 import threading
 
 from serve_zig import stderr
-from serve_zig.errors import EXIT_APPLICATION, ApplicationError
+from serve_zig.errors import EXIT_APPLICATION, ApplicationError, LauncherError
 from serve_zig.listeners import Listener, close_listeners, open_listeners
 from serve_zig.process_end import end_now
+from serve_zig.shortage import ANY, shortage_of_threads
 from serve_zig.stacks import stack_of, threads_as_json
 
 TYPE_CHECKING = False
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from serve_zig._core import Server
     from serve_zig.config import Config
     from serve_zig.diagnosis import Diagnosis
+    from serve_zig.notify import Notifier
 
 # Scrapers and probes; the core allows 64 connections.
 _BACKLOG = 64
@@ -29,10 +31,14 @@ _HELPER_SECONDS = 1.0
 
 
 class Admin:
-    """The admin listener of one process; without a key that needs it, nothing at all."""
+    """The admin listener of one process, whose thread also feeds the service manager's watchdog.
 
-    def __init__(self, config: Config) -> None:
+    Without a key and a watchdog that need it, nothing at all.
+    """
+
+    def __init__(self, config: Config, notifier: Notifier) -> None:
         self._config = config
+        self._notifier = notifier
         self._listeners: list[Listener] = []
         self._core: CoreAdmin | None = None
         self._helper: threading.Thread | None = None
@@ -44,7 +50,8 @@ class Admin:
         config = self._config
         bind = config.text("admin.bind")
         startup_seconds = config.seconds("app.startup_timeout")
-        if not (bind or config.text("admin.in_band") or startup_seconds):
+        watchdog_seconds = self._notifier.watchdog_seconds
+        if not (bind or config.text("admin.in_band") or startup_seconds or watchdog_seconds):
             return
         # Imported here, because a start without an admin listener does not need it.
         import json
@@ -59,13 +66,24 @@ class Admin:
         options: dict[str, int | str] = {
             "livez_stall_ms": max(1, round(config.seconds("admin.livez_stall") * 1000)),
             "startup_timeout_ms": round(startup_seconds * 1000),
+            "watchdog_fd": self._notifier.watchdog_descriptor(),
+            # Half of the manager's patience, as sd_watchdog_enabled(3) recommends.
+            "watchdog_period_ms": max(1, round(watchdog_seconds * 500)) if watchdog_seconds else 0,
             "config": json.dumps(config.to_tables()),
             "python": ".".join(map(str, sys.version_info[:3])),
         }
         self.urls = [listener.url for listener in self._listeners]
-        self._core = CoreAdmin(options, [one.hand_over() for one in self._listeners])
-        self._helper = threading.Thread(target=self._help, name="serve-zig-admin", daemon=True)
-        self._helper.start()
+        descriptors = [one.hand_over() for one in self._listeners]
+        try:
+            self._core = CoreAdmin(options, descriptors)
+            helper = threading.Thread(target=self._help, name="serve-zig-admin", daemon=True)
+            helper.start()
+            self._helper = helper
+        except (OSError, RuntimeError, MemoryError) as error:
+            raise LauncherError(
+                f"the admin listener cannot start: {type(error).__name__}: {error}; "
+                f"{shortage_of_threads() or ANY}"
+            ) from None
 
     def close_in_child(self) -> None:
         """In a forked process: close its copies of the descriptors."""

@@ -60,6 +60,17 @@ def read(root: str = _ROOT, membership: str = _MEMBERSHIP) -> Limits:
     return Limits(min(cpus, default=None), min(memory, default=None))
 
 
+def pids(root: str = _ROOT, membership: str = _MEMBERSHIP) -> tuple[int, int] | None:
+    """Return how many processes and threads there are and may be, where the least room is left."""
+    found: list[tuple[int, int]] = []
+    for hierarchy, path in _memberships(membership):
+        for folder in _upwards(os.path.join(root, hierarchy) if hierarchy else root, path):
+            words = _words(folder, "pids.current") + _words(folder, "pids.max")
+            if len(words) == 2 and all(word.isdigit() for word in words):
+                found.append((int(words[0]), int(words[1])))
+    return min(found, key=lambda one: one[1] - one[0], default=None)
+
+
 def _memberships(file: str) -> list[tuple[str, str]]:
     """Return the folder of each hierarchy that limits, and the process's path in it."""
     found = []
@@ -69,7 +80,7 @@ def _memberships(file: str) -> list[tuple[str, str]]:
         if number == "0":
             # Version 2 is mounted at the root or, beside version 1, in a folder of its own.
             found += [("", path), ("unified", path)]
-        elif {"cpu", "memory"} & set(controllers.split(",")):
+        elif {"cpu", "memory", "pids"} & set(controllers.split(",")):
             # The folder has the controllers' names; links with each single one lead there.
             found += [(name, path) for name in (controllers, *controllers.split(","))]
     return found

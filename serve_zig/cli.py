@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import threading
 
 from serve_zig import stderr
 from serve_zig.application import load as load_application
@@ -17,6 +16,8 @@ from serve_zig.errors import EXIT_DRAINED, ConfigError, LauncherError
 from serve_zig.hooks import Hook
 from serve_zig.init_process import run_as_init
 from serve_zig.process_end import end_now
+from serve_zig.progress import announced
+from serve_zig.signals import has_threads
 from serve_zig.target import parse_target
 
 TYPE_CHECKING = False
@@ -101,7 +102,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options, unknown = parser.parse_known_args(arguments)
     # A command that is not known has options that are not known either.
     if unknown and not options.command:
+        if _is_of_gunicorn(unknown[0]):
+            raise _foreign_option(unknown[0], "package.module:callable")
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    options.unknown = unknown
     return options
 
 
@@ -109,7 +113,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.version:
         return _print_version()
     if options.command:
-        raise _unknown_command(options.command[0])
+        raise _unknown_command(options.command, options.unknown)
     if options.reload and not options.check:
         from serve_zig import reload
 
@@ -140,15 +144,41 @@ def _run_command(command: str, arguments: list[str]) -> int:
     return command_main(arguments)
 
 
-def _unknown_command(command: str) -> ConfigError:
-    if command in _COMMANDS:
-        return ConfigError(f"the command {command} stands first: serve-zig {command}")
-    if ":" in command:
+def _unknown_command(words: list[str], unknown: list[str]) -> ConfigError:
+    first = words[0]
+    if first in _COMMANDS:
+        return ConfigError(f"the command {first} stands first: serve-zig {first}")
+    if unknown:
+        application = next((word for word in words if ":" in word[1:]), "package.module:callable")
+        return _foreign_option(unknown[0], application)
+    if first.endswith((".py", ".ini")):
         return ConfigError(
-            f'"{command}" is not a command; name the application in the config file, or with '
-            f"--set app.target={command}"
+            f'"{first}" is not a command; a serve.toml is made from it by: serve-zig migrate '
+            f"{first} > serve.toml"
         )
-    return ConfigError(f'"{command}" is not a command; see serve-zig --help')
+    if first.endswith(".toml"):
+        return ConfigError(f'"{first}" is not a command; name a config with -c: -c {first}')
+    if ":" in first[1:]:
+        return ConfigError(
+            f'"{first}" is not a command; name the application in the config file, or with '
+            f"--set app.target={first}"
+        )
+    return ConfigError(f'"{first}" is not a command; see serve-zig --help')
+
+
+def _is_of_gunicorn(option: str) -> bool:
+    # Imported here: only a mistake needs it.
+    from serve_zig.gunicorn_settings import OPTIONS
+
+    name = option.partition("=")[0] if option.startswith("--") else option[:2]
+    return any(name in flags for _, flags in OPTIONS.values())
+
+
+def _foreign_option(option: str, application: str) -> ConfigError:
+    return ConfigError(
+        f"there is no option {option}; settings are keys of serve.toml. The command of another "
+        f"server becomes one by: serve-zig migrate gunicorn {option} ... {application}"
+    )
 
 
 def _print_version() -> int:
@@ -165,12 +195,17 @@ def _print_version() -> int:
 
 def _check(config: Config) -> int:
     """Import the application and print the resolved config; nothing is started."""
+    for text in config.warnings:
+        stderr.tell(f"serve-zig: warning: {text}\n")
     target = parse_target(config.text("app.target"))
     stdout = sys.stdout
     # What the application prints while it is imported must not end up in the TOML.
     sys.stdout = sys.stderr
     try:
-        load_application(target, config.text("app.directory"), config.place("app.target"))
+        with announced(
+            f"importing {target.text}", lambda text: stderr.tell(f"serve-zig: {text}\n")
+        ):
+            load_application(target, config.text("app.directory"), config.place("app.target"))
         for path in ("app.startup", "app.shutdown"):
             Hook(config, path).load()
     finally:
@@ -178,7 +213,7 @@ def _check(config: Config) -> int:
     # TOML is UTF-8, whatever the terminal's encoding is.
     sys.stdout.buffer.write(config.to_toml().encode("utf-8"))
     sys.stdout.flush()
-    if any(not one.daemon for one in threading.enumerate() if one is not threading.main_thread()):
+    if has_threads():
         # The import has started a thread, which the interpreter would wait for.
         end_now(EXIT_DRAINED)
     return EXIT_DRAINED

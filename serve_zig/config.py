@@ -11,21 +11,25 @@ import sys
 
 import tomli
 
-from serve_zig import toml_format
+from serve_zig import toml_format, toml_reader
 from serve_zig.addresses import UnixAddress, mask_secrets, parse_address
+from serve_zig.combinations import check_combinations
 from serve_zig.errors import ConfigError
 from serve_zig.interpolation import InterpolationError, escape, expand
-from serve_zig.kinds import Kind, Text, UnsuitableError, Value, size_text
-from serve_zig.nearest import nearest
-from serve_zig.schema import ARRAYS, KEYS, KEYS_BY_PATH, TABLES, Key, keys_of
+from serve_zig.kinds import Kind, Text, UnsuitableError, Value
+from serve_zig.schema import ARRAYS, KEYS, TABLES, Key, keys_of
 from serve_zig.static_tables import check_tables, resolve_directory
 from serve_zig.toml_location import line_of
+from serve_zig.unknown_keys import elsewhere, refusal, unknown_table
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 FILE_DEFAULT = "serve.toml"
+
+# Configs of other servers.
+_OTHERS = ("gunicorn.conf.py", "gunicorn_config.py", "uwsgi.ini")
 
 # The room of sockaddr_un.sun_path, less the NUL that ends it.
 _UNIX_PATH_BYTES_MAX = 103 if sys.platform == "darwin" else 107
@@ -56,6 +60,8 @@ class Config:
         self._values = values
         self._overridden = overridden
         self._counts = counts
+        self.warnings: list[str] = []
+        """What has no effect; the server starts all the same."""
 
     def text(self, path: str) -> str:
         """Return the value of a key whose values are strings."""
@@ -138,7 +144,7 @@ def load(
     Raises ConfigError with every mistake that was found.
     """
     text = _read(file)
-    tables = _parse(file, text)
+    tables = toml_reader.parse(file, text)
     problems: list[str] = []
     written, counts = _flatten(file, text, tables, problems)
     overridden = _override(overrides, written, counts, problems)
@@ -152,7 +158,7 @@ def load(
                     value = _check(key, written[path], environment)
                 except (UnsuitableError, InterpolationError) as error:
                     place = _place(file, text, path, path in overridden)
-                    problems.append(f"{place}: {path}: {error}")
+                    problems += [f"{place}: {path}: {what}" for what in error.args]
                 else:
                     values[path] = value
             elif key.default is None:
@@ -182,7 +188,7 @@ def _read(file: str) -> str:
     except FileNotFoundError:
         raise ConfigError(
             f"{file}: no such file in {os.getcwd()}; name the config with -c, or write one: "
-            '[app] target = "package.module:callable"'
+            f'[app] target = "package.module:callable" ({_writer()})'
         ) from None
     except OSError as error:
         raise ConfigError(
@@ -194,15 +200,12 @@ def _read(file: str) -> str:
         ) from None
 
 
-def _parse(file: str, text: str) -> dict[str, object]:
-    try:
-        return tomli.loads(text)
-    except tomli.TOMLDecodeError as error:
-        raise ConfigError(
-            f"{file}:{error.lineno}:{error.colno}: not valid TOML: {error.msg}; mend this line"
-        ) from None
-    except RecursionError:
-        raise ConfigError(f"{file}: not valid TOML: nested too deeply; make it flat") from None
+def _writer() -> str:
+    """Return the command that writes a config."""
+    other = next((name for name in _OTHERS if os.path.isfile(name)), None)
+    if other is None:
+        return "serve-zig init does"
+    return f"serve-zig migrate {other} > serve.toml does, from the one that is here"
 
 
 def _place(file: str, text: str, path: str, overridden: bool) -> str:
@@ -229,7 +232,10 @@ def _flatten(
 
     for table, content in tables.items():
         if table not in TABLES:
-            refuse((table,), _unknown_table(table, content))
+            refuse((table,), unknown_table(table, content))
+            for name in content if isinstance(content, dict) and not elsewhere(table) else ():
+                if elsewhere(name):
+                    refuse((table, name), f"unknown key; {elsewhere(name)}")
             continue
         parents: list[tuple[str, ...]]
         if table in ARRAYS:
@@ -248,9 +254,9 @@ def _flatten(
             continue
         for parent, row in zip(parents, rows, strict=True):
             for name, value in row.items():
-                refusal = _refusal(table, name)
-                if refusal:
-                    refuse((*parent, name), refusal)
+                reason = refusal(table, name)
+                if reason:
+                    refuse((*parent, name), reason)
                 else:
                     written[".".join((*parent, name))] = value
     return written, counts
@@ -262,37 +268,6 @@ def _rows(content: object) -> list[dict[str, object]] | None:
         return None
     rows = [row for row in content if isinstance(row, dict)]
     return rows if len(rows) == len(content) else None
-
-
-def _refusal(table: str, name: str) -> str:
-    return "" if f"{table}.{name}" in KEYS_BY_PATH else _unknown_key(table, name)
-
-
-def _unknown_key(table: str, name: str) -> str:
-    siblings = [key.name for key in keys_of(table)]
-    sibling = nearest(name, siblings)
-    guess = f"{table}.{sibling}" if sibling else _nearest_path(name)
-    if guess is not None:
-        return f'unknown key; did you mean "{guess}"?'
-    return f"unknown key; the keys of [{table}] are {', '.join(siblings)}"
-
-
-def _unknown_table(table: str, content: object) -> str:
-    if isinstance(content, dict):
-        guess = nearest(table, TABLES)
-        if guess is not None:
-            return f'unknown table; did you mean "[{guess}]"?'
-        return f"unknown table; the tables are {', '.join(TABLES)}"
-    guess = _nearest_path(table)
-    if guess is not None:
-        return f'unknown key; did you mean "{guess}"?'
-    return f"unknown key; each key stands in one of the tables {', '.join(TABLES)}"
-
-
-def _nearest_path(name: str) -> str | None:
-    """Return the key of any table whose name, without the table, looks most like ``name``."""
-    known = nearest(name, [key.name for key in KEYS])
-    return next((key.path for key in KEYS if key.name == known), None)
 
 
 def _override(
@@ -312,14 +287,15 @@ def _override(
                 f"{_OVERRIDE} listen.bind=127.0.0.1:9000"
             )
             continue
-        refusal = _override_refusal(path, counts)
-        if refusal:
-            problems.append(f"{_OVERRIDE}: {path}: {refusal}")
+        reason = _override_refusal(path, counts)
+        if reason:
+            problems.append(f"{_OVERRIDE}: {path}: {reason}")
             continue
         try:
             value = _parse_override(text.strip())
         except tomli.TOMLDecodeError as error:
-            problems.append(f"{_OVERRIDE}: {path}: not valid TOML: {error.msg}; mend the quotes")
+            what = toml_reader.message_of(error)[0]
+            problems.append(f"{_OVERRIDE}: {path}: not valid TOML: {what}; mend the quotes")
             continue
         if path in ARRAYS:
             overridden |= _override_array(path, value, written, counts, problems)
@@ -333,10 +309,12 @@ def _override_refusal(path: str, counts: Mapping[str, int]) -> str:
     """Return why the path cannot be set; empty where it can."""
     table, _, name = path.partition(".")
     if table not in TABLES:
-        return _unknown_table(table, {} if name else "")
+        if elsewhere(name) and not elsewhere(table):
+            return f"unknown key; {elsewhere(name)}"
+        return unknown_table(table, {} if name else "")
     if table not in ARRAYS:
         if name:
-            return _refusal(table, name)
+            return refusal(table, name)
         names = ", ".join(key.path for key in keys_of(table))
         return f"a table; name one of its keys: {names}"
     if not name:
@@ -349,7 +327,7 @@ def _override_refusal(path: str, counts: Mapping[str, int]) -> str:
         )
     if int(number) >= counts[table]:
         return f"there are {counts[table]} of [[{table}]], counted from 0; set {table} for more"
-    return _refusal(table, name)
+    return refusal(table, name)
 
 
 def _override_array(
@@ -374,9 +352,9 @@ def _override_array(
     for index, row in enumerate(rows):
         for name, item in row.items():
             path = f"{table}.{index}.{name}"
-            refusal = _refusal(table, name)
-            if refusal:
-                problems.append(f"{_OVERRIDE}: {path}: {refusal}")
+            reason = refusal(table, name)
+            if reason:
+                problems.append(f"{_OVERRIDE}: {path}: {reason}")
             else:
                 written[path] = item
                 paths.add(path)
@@ -398,9 +376,7 @@ def _parse_override(text: str) -> object:
 
 def _check(key: Key, value: object, environment: Mapping[str, str]) -> Value:
     if isinstance(value, list):
-        return key.kind.parse(
-            [expand(item, environment) if isinstance(item, str) else item for item in value]
-        )
+        return _check_list(key, value, environment)
     if not isinstance(value, str):
         return key.kind.parse(value)
     expanded = expand(value, environment)
@@ -409,7 +385,26 @@ def _check(key: Key, value: object, environment: Mapping[str, str]) -> Value:
     try:
         return key.kind.from_text(expanded)
     except UnsuitableError as error:
-        raise UnsuitableError(f"{error} (written as {toml_format.string(value)})") from None
+        written = toml_format.string(value)
+        raise UnsuitableError(*(f"{what} (written as {written})" for what in error.args)) from None
+
+
+def _check_list(key: Key, value: list[object], environment: Mapping[str, str]) -> Value:
+    items: list[object] = []
+    problems: list[str] = []
+    for item in value:
+        try:
+            items.append(expand(item, environment) if isinstance(item, str) else item)
+        except InterpolationError as error:
+            problems.append(str(error))
+    if not problems:
+        return key.kind.parse(items)
+    try:
+        if items:
+            key.kind.parse(items)
+    except UnsuitableError as error:
+        problems += error.args
+    raise UnsuitableError(*problems)
 
 
 def _resolve(config: Config, values: dict[str, Value], written: set[str]) -> None:
@@ -434,6 +429,9 @@ def _resolve(config: Config, values: dict[str, Value], written: set[str]) -> Non
             config.text("admin.bind"), base, config.place("admin.bind"), problems
         )
 
+    if config.text("log.access") == "-":
+        # What other servers call it.
+        values["log.access"] = "stdout"
     access = config.text("log.access")
     if access not in ACCESS_WORDS:
         path = os.path.normpath(os.path.join(base, access))
@@ -448,20 +446,7 @@ def _resolve(config: Config, values: dict[str, Value], written: set[str]) -> Non
         values[path] = resolve_directory(config, path, base, problems)
     check_tables(config, problems)
 
-    line_bytes, head_bytes = config.integer("limits.request_line"), config.integer("limits.head")
-    if line_bytes > head_bytes:
-        if "limits.request_line" in written:
-            problems.append(
-                f"{config.place('limits.request_line')}: {size_text(line_bytes)} is more than "
-                f"limits.head allows, {size_text(head_bytes)}; the line is part of the head"
-            )
-        values["limits.request_line"] = head_bytes
-
-    if config.boolean("proxy.protocol") and not config.strings("proxy.trusted"):
-        problems.append(
-            f"{config.place('proxy.protocol')}: nobody is asked for a PROXY header, since "
-            "proxy.trusted is empty; name the proxies there"
-        )
+    check_combinations(config, values, written, problems)
     if problems:
         raise ConfigError(*problems)
 

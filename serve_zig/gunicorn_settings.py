@@ -557,6 +557,12 @@ class _Migration:
         self._requests("limits.requests", value)
 
     def _max_requests_jitter(self, value: object) -> None:
+        if _number(self.settings.get("max_requests", 0)) == 0:
+            self.document.note(
+                str(Setting("max_requests_jitter", value)),
+                "without max_requests it has no effect, in gunicorn as well.",
+            )
+            return
         self._requests("limits.requests_jitter", value)
 
     def _requests(self, path: str, value: object) -> None:

@@ -17,10 +17,19 @@ class Hook:
 
     def __init__(self, config: Config, path: str) -> None:
         text = config.text(path)
+        self._path = path
         self._place = config.place(path)
         self._directory = config.text("app.directory")
         self._target = parse_hook(text) if text else None
         self._function: Callable[[], object] | None = None
+
+    def __str__(self) -> str:
+        return f"{self._path}: {self._target.text}" if self._target else self._path
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the key names a callable."""
+        return self._target is not None
 
     def load(self) -> None:
         """Import it; raise ApplicationError."""

@@ -22,7 +22,12 @@ _PASSED_ON = (
     signal.SIGQUIT,
     signal.SIGUSR1,
     signal.SIGUSR2,
+    signal.SIGTTIN,
+    signal.SIGTTOU,
 )
+
+# What systemd names a process by, which a container's first process may be told of.
+_OWN_PROCESS = ("LISTEN_PID", "WATCHDOG_PID")
 
 
 def run_as_init() -> int | None:
@@ -39,6 +44,9 @@ def run_as_init() -> int | None:
     signal.pthread_sigmask(signal.SIG_BLOCK, waited_for)
     child = os.fork()
     if child == 0:
+        for name in _OWN_PROCESS:
+            if os.environ.get(name) == "1":
+                os.environ[name] = str(os.getpid())
         signal.pthread_sigmask(signal.SIG_UNBLOCK, waited_for)
         return None
     while True:

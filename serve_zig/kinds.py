@@ -43,7 +43,13 @@ _DECIMAL = re.compile(r"[+-]?[0-9]{1,20}(\.[0-9]{1,20})?([eE][+-]?[0-9]{1,3})?")
 
 
 class UnsuitableError(ValueError):
-    """A value is of the wrong type or out of range; the message says what was found and allowed."""
+    """A value is of the wrong type or out of range; each message says what was found and allowed.
+
+    A list may have several.
+    """
+
+    def __str__(self) -> str:
+        return "; ".join(self.args)
 
 
 def size_text(size: int) -> str:
@@ -52,6 +58,24 @@ def size_text(size: int) -> str:
         if size and size % SIZE_UNITS[unit] == 0:
             return f"{size // SIZE_UNITS[unit]} {unit}"
     return f"{size} B"
+
+
+def _each(texts: list[object], parse: Callable[[object], str]) -> list[str]:
+    """Return what ``parse`` makes of each; raise UnsuitableError for all that cannot be."""
+    found: list[str] = []
+    problems: list[str] = []
+    for text in texts:
+        try:
+            one = parse(text)
+        except UnsuitableError as error:
+            problems += error.args
+            continue
+        if one in found:
+            problems.append(f"{toml_format.string(one)} is given twice; remove one")
+        found.append(one)
+    if problems:
+        raise UnsuitableError(*dict.fromkeys(problems))
+    return found
 
 
 class Kind:
@@ -302,7 +326,7 @@ class Addresses(Kind):
     name = "string or list of strings"
     allowed = (
         'one string or a list of strings: "host:port", "[::1]:8000", ":8000", "unix:/path", '
-        '"fd://3"'
+        '"fd://3", "fd://systemd"'
     )
 
     def parse(self, value: object) -> list[str]:
@@ -310,20 +334,18 @@ class Addresses(Kind):
         texts = [value] if isinstance(value, str) else value
         if not isinstance(texts, list) or not texts:
             raise self.unsuitable(value)
-        addresses: list[str] = []
-        for text in texts:
-            if not isinstance(text, str):
-                raise UnsuitableError(
-                    f"found {toml_format.describe(text)} in the list; allowed is {self.allowed}"
-                )
-            try:
-                parse_address(text)
-            except AddressError as error:
-                raise UnsuitableError(str(error)) from None
-            if text in addresses:
-                raise UnsuitableError(f"{toml_format.string(text)} is given twice; remove one")
-            addresses.append(text)
-        return addresses
+        return _each(texts, self._parse_one)
+
+    def _parse_one(self, text: object) -> str:
+        if not isinstance(text, str):
+            raise UnsuitableError(
+                f"found {toml_format.describe(text)} in the list; allowed is {self.allowed}"
+            )
+        try:
+            parse_address(text)
+        except AddressError as error:
+            raise UnsuitableError(str(error)) from None
+        return text
 
     def to_toml(self, value: Value) -> str:
         """Return an array of basic strings."""
@@ -344,20 +366,17 @@ class Networks(Kind):
         texts = value.split(",") if isinstance(value, str) and value else value
         if not isinstance(texts, list):
             raise self.unsuitable(value)
-        networks: list[str] = []
-        for text in texts:
-            if not isinstance(text, str):
-                raise UnsuitableError(
-                    f"found {toml_format.describe(text)} in the list; allowed is {self.allowed}"
-                )
-            try:
-                network = parse_network(text.strip(" "))
-            except NetworkError as error:
-                raise UnsuitableError(str(error)) from None
-            if network in networks:
-                raise UnsuitableError(f"{toml_format.string(network)} is given twice; remove one")
-            networks.append(network)
-        return networks
+        return _each(texts, self._parse_one)
+
+    def _parse_one(self, text: object) -> str:
+        if not isinstance(text, str):
+            raise UnsuitableError(
+                f"found {toml_format.describe(text)} in the list; allowed is {self.allowed}"
+            )
+        try:
+            return parse_network(text.strip(" "))
+        except NetworkError as error:
+            raise UnsuitableError(str(error)) from None
 
     def from_text(self, text: str) -> list[str]:
         """Return the networks that the text names, separated by commas; none if it is empty."""
@@ -380,17 +399,15 @@ class Paths(Kind):
         texts = [value] if isinstance(value, str) else value
         if not isinstance(texts, list):
             raise self.unsuitable(value)
-        paths: list[str] = []
-        for text in texts:
-            if not isinstance(text, str) or _PATH.fullmatch(text) is None:
-                raise UnsuitableError(
-                    f"found {toml_format.describe(text)} in the list; allowed is {self.allowed}, "
-                    "percent-encoded and without a query"
-                )
-            if text in paths:
-                raise UnsuitableError(f"{toml_format.string(text)} is given twice; remove one")
-            paths.append(text)
-        return paths
+        return _each(texts, self._parse_one)
+
+    def _parse_one(self, text: object) -> str:
+        if not isinstance(text, str) or _PATH.fullmatch(text) is None:
+            raise UnsuitableError(
+                f"found {toml_format.describe(text)} in the list; allowed is {self.allowed}, "
+                "percent-encoded and without a query"
+            )
+        return text
 
     def to_toml(self, value: Value) -> str:
         """Return an array of basic strings."""

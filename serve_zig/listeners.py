@@ -12,11 +12,14 @@ import os
 import socket
 import stat
 
+from serve_zig.activation import passed_sockets
 from serve_zig.addresses import (
+    ActivatedAddress,
     Address,
     InheritedAddress,
     TcpAddress,
     UnixAddress,
+    collide,
     parse_address,
 )
 from serve_zig.errors import ListenerError
@@ -72,7 +75,7 @@ class Listener:
     @property
     def is_shared(self) -> bool:
         """Whether other processes may accept from it too."""
-        return isinstance(self._address, InheritedAddress)
+        return isinstance(self._address, InheritedAddress | ActivatedAddress)
 
     @property
     def port(self) -> int:
@@ -113,19 +116,26 @@ class Listener:
 def open_listeners(texts: Sequence[str], unix_mode: int, place: str) -> list[Listener]:
     """Return a bound listener for each address, more where a host has several.
 
-    ``texts`` have been checked by ``parse_address``. Raises ListenerError after closing what was
-    opened.
+    ``texts`` have been checked by ``parse_address``. Raises ListenerError, which tells of every
+    address that could not be opened, after closing what was.
     """
     listeners: list[Listener] = []
+    problems: list[str] = []
+    addresses = [parse_address(text) for text in texts]
     try:
-        for text in texts:
-            address = parse_address(text)
-            if isinstance(address, UnixAddress):
-                listeners.append(_open_unix(address, unix_mode, place))
-            elif isinstance(address, InheritedAddress):
-                listeners.append(_open_inherited(address, place))
-            else:
-                listeners.extend(_open_tcp(address, place))
+        for index, address in enumerate(addresses):
+            other = next((one for one in addresses[:index] if collide(one, address)), None)
+            if other is not None:
+                problems.append(
+                    f'{place}: "{other.text}" and "{address.text}" are one address; remove one'
+                )
+                continue
+            try:
+                listeners.extend(_open(address, unix_mode, place))
+            except ListenerError as error:
+                problems.extend(error.problems)
+        if problems:
+            raise ListenerError(*problems)
         if len(listeners) > LISTENERS_MAX:
             raise ListenerError(
                 f"{place}: these addresses need {len(listeners)} sockets; allowed are "
@@ -141,6 +151,17 @@ def close_listeners(listeners: Sequence[Listener]) -> None:
     """Close every listener."""
     for listener in listeners:
         listener.close()
+
+
+def _open(address: Address, unix_mode: int, place: str) -> list[Listener]:
+    if isinstance(address, UnixAddress):
+        return [_open_unix(address, unix_mode, place)]
+    if isinstance(address, InheritedAddress):
+        passed_sockets().claim(address.descriptor)
+        return [_open_inherited(address, address.descriptor, place)]
+    if isinstance(address, ActivatedAddress):
+        return _open_activated(address, place)
+    return _open_tcp(address, place)
 
 
 def _open_tcp(address: TcpAddress, place: str) -> list[Listener]:
@@ -168,7 +189,8 @@ def _resolve(address: TcpAddress, place: str) -> list[tuple[socket.AddressFamily
         found = socket.getaddrinfo(
             address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
-    except (OSError, UnicodeError) as error:
+    except (OSError, UnicodeError, LookupError) as error:
+        # LookupError: the codec of host names could not be imported.
         reason = getattr(error, "strerror", None) or error
         raise ListenerError(
             f'{place}: the host of "{address.text}" cannot be resolved ({reason}); mend the name '
@@ -276,8 +298,34 @@ def _remove_stale(address: UnixAddress, place: str) -> None:
     )
 
 
-def _open_inherited(address: InheritedAddress, place: str) -> Listener:
-    number = address.descriptor
+def _open_activated(address: ActivatedAddress, place: str) -> list[Listener]:
+    sockets = passed_sockets()
+    if sockets.absence:
+        raise ListenerError(
+            f"{place}: {address.text}: {sockets.absence}; start it by a socket unit, or name an "
+            "address"
+        )
+    left = sockets.left()
+    descriptors = sockets.take(address.name)
+    if not descriptors:
+        names = ", ".join(dict.fromkeys(left)) or "none that no other address names"
+        raise ListenerError(
+            f"{place}: {address.text}: systemd has passed no such socket; there are: {names} "
+            "(FileDescriptorName= in the socket unit names one)"
+        )
+    opened: list[Listener] = []
+    try:
+        for number in descriptors:
+            opened.append(_open_inherited(address, number, place))
+    except ListenerError:
+        close_listeners(opened)
+        raise
+    return opened
+
+
+def _open_inherited(
+    address: InheritedAddress | ActivatedAddress, number: int, place: str
+) -> Listener:
     mend = "pass a listening stream socket, for instance from systemd with Accept=no"
     try:
         is_socket = stat.S_ISSOCK(os.fstat(number).st_mode)

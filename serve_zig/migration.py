@@ -111,6 +111,10 @@ class Document:
         line.comments = list(dict.fromkeys([*line.comments, *comments]))
         return True
 
+    def drop(self, path: str) -> None:
+        """Leave a key out again."""
+        self._lines.pop(path, None)
+
     def has(self, path: str) -> bool:
         """Return whether the key is set."""
         return path in self._lines

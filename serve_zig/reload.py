@@ -25,7 +25,8 @@ from serve_zig.config import load
 from serve_zig.errors import EXIT_DRAINED, EXIT_FAILED, ConfigError, LauncherError
 from serve_zig.listeners import Listener, close_listeners, open_listeners
 from serve_zig.logging import Log
-from serve_zig.signals import Signals
+from serve_zig.notify import Notifier
+from serve_zig.signals import IGNORED, STOPS, Signals, ignore
 from serve_zig.toml_format import strings
 
 TYPE_CHECKING = False
@@ -66,9 +67,10 @@ def supervise(file: str, overrides: Sequence[str]) -> int:
     config = load(file, overrides)
     supervisor = _Supervisor(file, overrides, config, watch)
     try:
-        supervisor.open_listeners(config)
         supervisor.install_signals()
+        supervisor.open_listeners(config)
         supervisor.watch()
+        supervisor.feed_watchdog()
         return supervisor.run()
     finally:
         supervisor.close()
@@ -78,9 +80,10 @@ def serve_supervised() -> int:
     """Run the command line as the supervisor's child: ``sys.argv[1]`` is the lifeline."""
     from serve_zig.cli import main
 
-    # The terminal sends SIGINT to both; the supervisor says what is to be done.
-    Signals.obeys_interrupt = False
+    # The terminal sends these to both; the supervisor says what is to be done.
+    Signals.obeys_terminal = False
     signal.signal(signal.SIGINT, _ignore)
+    signal.signal(signal.SIGQUIT, _ignore)
     lifeline = int(sys.argv.pop(1))
     os.set_inheritable(lifeline, False)
     threading.Thread(
@@ -125,6 +128,8 @@ class _Supervisor:
         self._overrides = list(overrides)
         self._config = config
         self._log = Log(config.text("log.level"), config.text("log.format"))
+        # The supervisor speaks for the service, whose main process it is.
+        self._notifier = Notifier(os.environ, self._log.warning)
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._listeners: list[Listener] = []
         self._descriptors: list[int] = []
@@ -169,7 +174,7 @@ class _Supervisor:
 
     def install_signals(self) -> None:
         """Take note of the signals; the main thread acts on them."""
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        for number in (*STOPS, *IGNORED, signal.SIGHUP, signal.SIGUSR1):
             # SimpleQueue.put may be called by a handler while the main thread is inside get.
             signal.signal(number, lambda number, frame: self._events.put(("signal", number)))
 
@@ -183,6 +188,17 @@ class _Supervisor:
         is_below = any(f"{folder}/".startswith(f"{one.rstrip('/')}/") for one in self._watched)
         if not is_below:
             self._watch_one(folder, is_recursive=False)
+
+    def feed_watchdog(self) -> None:
+        """Tell the service manager that the service lives, also while no child runs."""
+        seconds = self._notifier.watchdog_seconds / 2
+
+        def run() -> None:
+            while not self._stopped.wait(seconds):
+                self._notifier.feed_watchdog()
+
+        if seconds:
+            threading.Thread(target=run, name="serve-zig-watchdog", daemon=True).start()
 
     def _watch_one(self, folder: str, *, is_recursive: bool) -> None:
         self._watched.add(folder)
@@ -223,6 +239,8 @@ class _Supervisor:
     def run(self) -> int:
         """Act on events until a signal ends it, and return the exit status."""
         self._start()
+        # Clients that come from here on are answered: their connections wait for the child.
+        self._notifier.ready(f"--reload: watching {self._config.text('app.directory')}")
         while True:
             try:
                 kind, value = self._events.get(timeout=self._timeout())
@@ -248,7 +266,15 @@ class _Supervisor:
 
     def _on_signal(self, number: signal.Signals) -> bool:
         """Pass the signal on; return True where there is no child to pass it to."""
-        is_stop = number in (signal.SIGTERM, signal.SIGINT)
+        if number in IGNORED:
+            self._log.info(ignore(number))
+            return False
+        is_stop = number in STOPS
+        if is_stop:
+            self._notifier.stopping("draining", self._config.seconds("timeouts.drain"))
+        elif number == signal.SIGHUP:
+            self._notifier.reloading()
+            self._notifier.ready_again()
         if self._child is None:
             return is_stop
         # A second one ends the server at once, as it does without --reload.

@@ -6,12 +6,14 @@ that is stuck in the application must not keep the process from ending.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
 import time
 
 from serve_zig import cgroup, stderr
+from serve_zig.activation import passed_sockets
 from serve_zig.admin import Admin
 from serve_zig.application import load
 from serve_zig.config import ACCESS_WORDS
@@ -32,15 +34,21 @@ from serve_zig.listeners import Listener, close_listeners, open_listeners
 from serve_zig.logging import LEVELS, Log, traceback_of
 from serve_zig.memory import resident_bytes
 from serve_zig.notices import text_of
+from serve_zig.notify import Notifier
 from serve_zig.process_end import end_now, warn_with
-from serve_zig.signals import Signals
+from serve_zig.progress import announced
+from serve_zig.shortage import ANY, shortage_of_threads
+from serve_zig.signals import Signals, has_threads
 from serve_zig.stacks import stack_of
 from serve_zig.static_tables import core_tables
 from serve_zig.target import parse_target
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from serve_zig._core import Server
+    from serve_zig.application import Application
     from serve_zig.config import Config
     from serve_zig.telemetry import Telemetry
 
@@ -52,6 +60,9 @@ _WAIT_MS = 60_000
 _FAILED_WAIT_MS = 100
 # Exceptions of the application's signal handlers that wait to be logged.
 _RAISED_MAX = 10
+
+# How often the service manager is told how much a drain has left.
+_STATUS_PERIOD_MS = 1000
 
 # How often resident memory is looked at, where it has a limit.
 _MEMORY_PERIOD_MS = 1000
@@ -99,12 +110,13 @@ def serve(config: Config) -> int:
     log = Log(config.text("log.level"), config.text("log.format"))
     warn_with(log.warning)
     signals = Signals()
+    notifier = Notifier(os.environ, log.warning)
     listeners: list[Listener] = []
-    admin = Admin(config)
+    admin = Admin(config, notifier)
     forks = Forks(admin)
     shutdown = Hook(config, "app.shutdown")
     try:
-        signals.install(lambda: dump_threads(log))
+        signals.install(lambda: dump_threads(log), log.info)
         server_type = core_server()
         connections = _fit_connections(config, log)
         _check_access_log(config)
@@ -115,14 +127,11 @@ def serve(config: Config) -> int:
             config.place("listen.bind"),
         )
         forks.listeners = listeners
-        target = parse_target(config.text("app.target"))
+        for text in config.warnings:
+            log.warning(text)
+        _warn_of_sockets(log)
         telemetry = open_telemetry(config, log)
-        application = load(target, config.text("app.directory"), config.place("app.target"))
-        startup = Hook(config, "app.startup")
-        startup.load()
-        shutdown.load()
-        admin.stage("startup")
-        startup.run()
+        application = _start_application(config, shutdown, admin, notifier, log)
         if telemetry is not None:
             # An application may have set a provider of spans of its own until here.
             application = telemetry.wrap(application)
@@ -138,49 +147,116 @@ def serve(config: Config) -> int:
         try:
             server = server_type(options, sockets, application, log.report)
         except (OSError, ValueError, RuntimeError, MemoryError) as error:
-            raise LauncherError(f"the core cannot start: {type(error).__name__}: {error}") from None
+            raise LauncherError(f"the core cannot start: {_reason(error)}") from None
         forks.server = server
         log.hand_over(server)
         sys.setswitchinterval(config.seconds("concurrency.switch_interval"))
         _take_back_signals(signals, log)
         signals.serving(server.wakeup_fd(), server.announce_drain)
+        workers = Workers(server, log)
+        workers.start()
         # No worker begins before `run.wait`: requests may hold the GIL, or need all the memory.
         _say_hello(config, listeners, admin, log)
         _say_surroundings(config, log)
-        workers = Workers(server, log)
-        workers.start()
         raises = config.text("timeouts.request_action") == "raise"
         diagnosis = Diagnosis(server, workers.threads, log, raises)
         admin.serve(server, diagnosis)
         limit = options["requests_limit"]
         assert isinstance(limit, int)
-        run = _Run(server, workers, diagnosis, listeners, signals, log, config, limit)
+        run = _Run(server, workers, diagnosis, listeners, signals, notifier, log, config, limit)
+        notifier.ready(f"serving {config.text('app.target')} on {_urls(listeners)}")
         status = run.wait()
+        signals.closing()
         if telemetry is not None:
+            # The collector may be slow.
+            signals.ending()
             telemetry.close()
-        signals.ending()
+            signals.closing()
     except (StartInterruptedError, LauncherError) as error:
         log.take_back()
         admin.close()
         # An import that a signal broke off may fail in the application's own way.
         if signals.stops:
-            signals.ending()
+            _end_with(signals)
+            notifier.stopping("stopped before it served", 0.0)
             log.info(f"{signals.stops[0]}: stopped before the server served")
             return EXIT_DRAINED
         if isinstance(error, LauncherError):
             signals.failed(error.exit_status)
+            notifier.status(f"failed: {error.problems[0] if error.problems else error}")
         raise
     finally:
         close_listeners(listeners)
     have_ended = workers.join(_JOIN_SECONDS if status == EXIT_DRAINED else _JOIN_SECONDS_HURRIED)
     if status != EXIT_FAILED:
         admin.stage("shutdown")
-        status = _shut_down(shutdown, status, config.seconds("timeouts.drain"), log)
+        if shutdown.is_there:
+            notifier.status(f"running {shutdown}")
+            # A second signal ends it.
+            signals.ending()
+            status = _shut_down(shutdown, status, config.seconds("timeouts.drain"), log)
+            signals.closing()
     log.take_back()
     if not have_ended:
         end_now(status)
     admin.close()
+    notifier.close()
+    _end_with(signals)
     return status
+
+
+def _end_with(signals: Signals) -> None:
+    """Let a second signal end the process at once where it may not end by itself."""
+    if has_threads():
+        signals.ending()
+    else:
+        signals.closing()
+
+
+def _start_application(
+    config: Config, shutdown: Hook, admin: Admin, notifier: Notifier, log: Log
+) -> Application:
+    """Import the application and its hooks, and run ``app.startup``."""
+    # Within its own limit the start shall not be too long for the service manager.
+    limit = config.seconds("app.startup_timeout")
+    target = parse_target(config.text("app.target"))
+    startup = Hook(config, "app.startup")
+
+    def step(what: str) -> AbstractContextManager[None]:
+        notifier.starting(what, limit)
+        return announced(what, log.info)
+
+    with step(f"importing {target.text}"):
+        application = load(target, config.text("app.directory"), config.place("app.target"))
+    for hook in (startup, shutdown):
+        if hook.is_there:
+            with step(f"importing {hook}"):
+                hook.load()
+    admin.stage("startup")
+    if startup.is_there:
+        with step(f"running {startup}"):
+            startup.run()
+    notifier.starting("starting the workers")
+    return application
+
+
+def _warn_of_sockets(log: Log) -> None:
+    names = passed_sockets().left()
+    if names:
+        log.warning(
+            f"systemd has passed sockets that no address of the config names ({', '.join(names)}); "
+            'nobody answers there: add "fd://systemd" to listen.bind'
+        )
+
+
+def _reason(error: Exception) -> str:
+    what = f"{type(error).__name__}: {error}".removesuffix(": ")
+    hint = "" if isinstance(error, ValueError) else shortage_of_threads()
+    return f"{what}; {hint}" if hint else what
+
+
+def _urls(listeners: list[Listener]) -> str:
+    return ", ".join(one.url for one in listeners)
 
 
 def _take_back_signals(signals: Signals, log: Log) -> None:
@@ -194,10 +270,9 @@ def _take_back_signals(signals: Signals, log: Log) -> None:
 
 def _say_hello(config: Config, listeners: list[Listener], admin: Admin, log: Log) -> None:
     version = build_information()["version"]
-    urls = ", ".join(one.url for one in listeners)
     log.info(
-        f"serve-zig {version} (pid {os.getpid()}) serves {config.text('app.target')} on {urls} "
-        f"with {config.integer('concurrency.threads')} threads"
+        f"serve-zig {version} (pid {os.getpid()}) serves {config.text('app.target')} on "
+        f"{_urls(listeners)} with {config.integer('concurrency.threads')} threads"
     )
     if admin.urls:
         log.info(f"the admin listener is on {', '.join(admin.urls)}")
@@ -215,9 +290,12 @@ def _shut_down(shutdown: Hook, status: int, seconds: float, log: Log) -> int:
         log.take_back()
         end_now(EXIT_DRAIN_TIMEOUT)
 
-    threading.Thread(target=give_up, name="serve-zig-shutdown", daemon=True).start()
+    # Without a thread to spare the service manager's patience is the limit.
+    with contextlib.suppress(RuntimeError):
+        threading.Thread(target=give_up, name="serve-zig-shutdown", daemon=True).start()
     try:
-        shutdown.run()
+        with announced(f"running {shutdown}", log.info):
+            shutdown.run()
     except ApplicationError as error:
         stderr.tell(error.report())
         return status or error.exit_status
@@ -355,10 +433,12 @@ class Workers:
             try:
                 thread.start()
             except RuntimeError:
+                # Those that have started return.
+                self.ending()
                 self._server.stop()
                 raise LauncherError(
                     f"the system allows only {number} of {len(self.threads)} threads; lower "
-                    "concurrency.threads or raise the limit on processes (pids, ulimit -u)"
+                    f"concurrency.threads, or raise the limit: {shortage_of_threads() or ANY}"
                 ) from None
 
     def ending(self) -> None:
@@ -400,6 +480,7 @@ class _Run:
         diagnosis: Diagnosis,
         listeners: list[Listener],
         signals: Signals,
+        notifier: Notifier,
         log: Log,
         config: Config,
         requests_limit: int,
@@ -409,6 +490,7 @@ class _Run:
         self._diagnosis = diagnosis
         self._listeners = listeners
         self._signals = signals
+        self._notifier = notifier
         self._log = log
         self._drain_seconds = config.seconds("timeouts.drain")
         self._delay_seconds = config.seconds("timeouts.drain_delay")
@@ -470,8 +552,9 @@ class _Run:
         """Do what is due, and return the exit status where that is the end."""
         self._tell_notices()
         if self._signals.take_reopening():
-            self._server.reopen_logs()
-            self._log.info("SIGHUP: log files are opened anew")
+            self._reopen_logs()
+        for line in self._signals.take_ignored():
+            self._log.info(line)
         self._diagnose()
         stops = self._signals.stops
         if len(stops) > 1:
@@ -486,7 +569,25 @@ class _Run:
                 self._drain()
         elif self._deadline is not None and time.monotonic() >= self._deadline:
             return self._time_out()
+        if self._drains_at is not None:
+            self._tell_manager()
         return None
+
+    def _reopen_logs(self) -> None:
+        is_serving = self._drains_at is None
+        if is_serving:
+            self._notifier.reloading()
+        self._server.reopen_logs()
+        self._log.info("SIGHUP: log files are opened anew")
+        if is_serving:
+            self._notifier.ready_again()
+
+    def _tell_manager(self) -> None:
+        """Tell how much the drain has left."""
+        if not self._notifier.is_on:
+            return
+        left = len(self._server.requests())
+        self._notifier.status(f"draining, {left} request{'' if left == 1 else 's'} left")
 
     def _tell_notices(self) -> None:
         while (notice := self._server.take_notice()) is not None:
@@ -505,7 +606,8 @@ class _Run:
         until = self._drains_at if self._deadline is None else self._deadline
         if until is not None:
             left_ms = round((until - time.monotonic()) * 1000)
-            return max(1, min(_WAIT_MS, left_ms))
+            longest_ms = _STATUS_PERIOD_MS if self._notifier.is_on else _WAIT_MS
+            return max(1, min(longest_ms, left_ms))
         return _MEMORY_PERIOD_MS if self._memory_limit else _WAIT_MS
 
     def _limit_passed(self) -> str:
@@ -525,6 +627,8 @@ class _Run:
         """Let /readyz fail, and drain when balancers have had time to hear of it."""
         self._server.announce_drain()
         self._drains_at = time.monotonic() + self._delay_seconds
+        # For the drain, and as long again for app.shutdown.
+        self._notifier.stopping("draining", self._delay_seconds + 2 * self._drain_seconds)
         after = f"in {self._delay_seconds:g} s, " if self._delay_seconds else ""
         self._log.info(
             f"{why}: draining {after}for at most {self._drain_seconds:g} s ({self._load_text()})"

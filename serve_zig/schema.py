@@ -125,7 +125,8 @@ KEYS: tuple[Key, ...] = (
         "app.startup_timeout",
         Seconds(0.0),
         0.0,
-        "The server gives up with status 3 when import and startup take longer; 0: never.",
+        "The server gives up with status 3 when import and startup take longer; 0: never. Under "
+        "systemd the unit is given as much time (docs/OPERATIONS.md).",
     ),
     Key(
         "listen.bind",
@@ -355,8 +356,9 @@ KEYS: tuple[Key, ...] = (
         "log.access",
         Text('"off", "stdout", "stderr" or a file path'),
         "off",
-        'The access log, one line a request: "stdout", "stderr", or a file, which SIGHUP opens '
-        "anew. Combined Log Format with the request id behind it, or JSON (see docs/LOGGING.md).",
+        'The access log, one line a request: "stdout" (or "-"), "stderr", or a file, which SIGHUP '
+        "opens anew. Combined Log Format with the request id behind it, or JSON (see "
+        "docs/LOGGING.md).",
     ),
     Key(
         "log.access_exclude",

@@ -1,4 +1,4 @@
-"""What SIGTERM, SIGINT, SIGHUP and SIGUSR1 do.
+"""What the signals do: SIGTERM, SIGINT and SIGQUIT, SIGHUP, SIGUSR1; and those that are ignored.
 
 A handler only takes note; the main thread acts on it when ``Server.wait`` returns. No signal is
 ever blocked: a process that the application starts would inherit the mask.
@@ -7,9 +7,11 @@ ever blocked: a process that the application starts would inherit the mask.
 from __future__ import annotations
 
 import _thread
+import atexit
 import os
 import signal
 import sys
+import threading
 import time
 
 from serve_zig.errors import EXIT_FAILED, StartInterruptedError
@@ -22,48 +24,103 @@ if TYPE_CHECKING:
 # How long the interpreter has to leave the callback in which a stop signal was lost.
 _AGAIN_SECONDS = 0.01
 
+STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+"""The signals that begin a drain."""
+
+IGNORED = {
+    signal.SIGTTIN: "other servers start a worker for it; there is one process, and "
+    "concurrency.threads is its limit: start another replica",
+    signal.SIGTTOU: "other servers end a worker for it; there is one process: stop a replica with "
+    "SIGTERM",
+    signal.SIGUSR2: "other servers replace their binary for it; start another process, and stop "
+    "this one with SIGTERM, which drains",
+}
+"""Signals that stop or end a process by default, and that operators of other servers send."""
+
+
+def ignore(number: int) -> str:
+    """Return the line about a signal that does nothing, after what must be done about it."""
+    if number != signal.SIGUSR2:
+        # A terminal may send these for each write of a process in the background: such a write
+        # would be tried again and again.
+        signal.signal(number, signal.SIG_IGN)
+    one = signal.Signals(number)
+    return f"{one.name} is ignored: {IGNORED[one]}"
+
+
+def settle() -> None:
+    """Let no signal change the exit status, which is decided, once only the interpreter is left.
+
+    The interpreter restores the default action of each signal that has a handler when it is taken
+    down; a signal that comes later would end the process with a status of its own. As long as it
+    waits for threads of the application a stop signal still has its effect.
+    """
+    if has_threads():
+        # The last that is registered is the first that runs, after the threads have ended.
+        atexit.register(_ignore_all)
+    else:
+        _ignore_all()
+
+
+def has_threads() -> bool:
+    """Return whether the interpreter will wait for threads before it is taken down."""
+    main = threading.main_thread()
+    return any(not one.daemon for one in threading.enumerate() if one is not main)
+
+
+def _ignore_all() -> None:
+    for number in (*STOPS, *IGNORED, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+
 
 class Signals:
-    """The signals that have come. ``stops`` are SIGTERM and SIGINT, in order."""
+    """The signals that have come. ``stops`` are SIGTERM, SIGINT and SIGQUIT, in order."""
 
-    obeys_interrupt = True
-    """False under a supervisor, which gets the terminal's SIGINT too and passes SIGTERM on."""
+    obeys_terminal = True
+    """False under a supervisor, which gets the terminal's SIGINT and SIGQUIT too and passes SIGTERM
+    on."""
 
     def __init__(self) -> None:
         self.stops: list[str] = []
         self._is_reopening = False
         self._dumps = False
+        self._ignored: list[str] = []
         self._phase = "starting"
-        self._failed_status = EXIT_FAILED
+        self._status = EXIT_FAILED
         self._comes_again = False
         self._main_thread = 0
         self._tells_unraisable = sys.unraisablehook
         self._process = os.getpid()
         self._announce: Callable[[], None] | None = None
         self._dump: Callable[[], None] | None = None
+        self._tell: Callable[[str], None] | None = None
 
-    def install(self, dump: Callable[[], None]) -> None:
+    def install(self, dump: Callable[[], None], tell: Callable[[str], None]) -> None:
         """Take over the signals. As PID 1 the kernel drops those without a handler.
 
-        ``dump`` is called for SIGUSR1 while the main loop does not run.
+        ``dump`` is called for SIGUSR1, and ``tell`` with a line about a signal that is ignored,
+        while the main loop does not run.
         """
         self._dump = dump
+        self._tell = tell
         self._main_thread = _thread.get_ident()
         self._tells_unraisable, sys.unraisablehook = sys.unraisablehook, self._unraisable
         self.take_back()
         signal.signal(signal.SIGHUP, self._reopen)
         signal.signal(signal.SIGUSR1, self._dump_later)
+        for number in IGNORED:
+            signal.signal(number, self._ignore)
 
     def take_back(self) -> list[str]:
         """Handle again what no server can leave to its application; return what it had replaced.
 
         Without these a drain would never begin, or a client that goes away would end the process.
-        SIGHUP and SIGUSR1 an application may have for itself.
+        All others an application may have for itself.
         """
         handlers: dict[signal.Signals, Callable[[int, FrameType | None], None] | signal.Handlers]
         handlers = {signal.SIGTERM: self._stop, signal.SIGPIPE: signal.SIG_IGN}
-        if self.obeys_interrupt:
-            handlers[signal.SIGINT] = self._stop
+        if self.obeys_terminal:
+            handlers[signal.SIGINT] = handlers[signal.SIGQUIT] = self._stop
         replaced = [one for one, handler in handlers.items() if signal.getsignal(one) != handler]
         for one in replaced:
             signal.signal(one, handlers[one])
@@ -88,14 +145,23 @@ class Signals:
         """From here on a second stop signal ends the process; little but its exit is left."""
         self._phase = "ending"
 
+    def closing(self) -> None:
+        """From here on stop signals do nothing: the process ends in a moment, with its status."""
+        self._phase = "closing"
+
     def failed(self, status: int) -> None:
         """From here on any stop signal ends the process, with this status."""
         self._phase = "failed"
-        self._failed_status = status
+        self._status = status
 
     def take_dump(self) -> bool:
         """Return whether SIGUSR1 has come since the last call."""
         taken, self._dumps = self._dumps, False
+        return taken
+
+    def take_ignored(self) -> list[str]:
+        """Return a line about each signal that has come since the last call and does nothing."""
+        taken, self._ignored = self._ignored, []
         return taken
 
     def take_reopening(self) -> bool:
@@ -120,10 +186,22 @@ class Signals:
             if self._announce is not None:
                 self._announce()
             return
+        if self._phase == "closing":
+            return
         if len(self.stops) > 1 or self._phase == "failed":
-            os._exit(self._failed_status)
+            os._exit(self._status)
         if self._phase == "starting":
             raise StartInterruptedError
+
+    def _ignore(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:
+            _end_child(number)
+            return
+        line = ignore(number)
+        if self._phase == "serving" or self._tell is None:
+            self._ignored.append(line)
+        else:
+            self._tell(line)
 
     def _unraisable(self, unraisable: sys.UnraisableHookArgs) -> None:
         """Let a stop signal come again that came in a finalizer or a callback of a weak reference.

@@ -17,7 +17,13 @@ import socket
 import sys
 import time
 
-from serve_zig.addresses import AddressError, InheritedAddress, UnixAddress, parse_address
+from serve_zig.addresses import (
+    ActivatedAddress,
+    AddressError,
+    InheritedAddress,
+    UnixAddress,
+    parse_address,
+)
 from serve_zig.config import FILE_DEFAULT
 from serve_zig.config import load as load_config
 from serve_zig.errors import EXIT_DRAINED, ConfigError, LauncherError
@@ -96,7 +102,7 @@ class Source:
             address = parse_address(plain)
         except AddressError as error:
             raise ConfigError(f"serve-zig top: {error}") from None
-        if isinstance(address, InheritedAddress):
+        if isinstance(address, InheritedAddress | ActivatedAddress):
             raise ConfigError(f"serve-zig top: {text} is a descriptor of the server; name a port")
         self._path = address.path if isinstance(address, UnixAddress) else None
         self._host, self._port = "localhost", 0

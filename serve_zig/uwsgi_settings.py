@@ -290,8 +290,15 @@ class _Migration:
             )
         self._target()
         self._calls()
+        self._bodies()
         if not document.has("log.access"):
             document.set("log.access", "stderr", "uWSGI logs requests unless told otherwise.")
+
+    def _bodies(self) -> None:
+        """Leave out what limit-post makes impossible: no longer body comes to be held."""
+        held, most = _integer(self._value("post-buffering")), _integer(self._value("limit-post"))
+        if isinstance(held, int) and isinstance(most, int) and 0 < most < held:
+            self.document.drop("limits.body_memory")
 
     def _target(self) -> None:
         module, file = self._value("module"), self._value("wsgi-file") or self._value("file")

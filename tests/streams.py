@@ -129,6 +129,7 @@ TRAILERS = [
     b"X-T: 1\r\n",
     b"Content-Length: 5\r\n",
     b"Host: b\r\n",
+    b"Vary: a\r\n",
     b"X-T : 1\r\n",
     b"X\n",
     b" X: 1\r\n",

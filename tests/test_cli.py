@@ -997,7 +997,7 @@ def test_options_of_the_core_are_milliseconds_and_bytes(project: Project) -> Non
         "head_bytes": 65536,
         "fields": 100,
         "body_bytes": 2048,
-        "body_memory_bytes": 1024**2,
+        "body_memory_bytes": 2048,
         "requests_per_connection": 0,
         "response_memory_bytes": 1024**2,
         "buffer_memory_bytes": 256 * 1024**2,

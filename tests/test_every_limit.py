@@ -126,7 +126,7 @@ def chunked_of(size: int) -> bytes:
 
 
 def asked_for(size: int) -> bytes:
-    """Return a chunked one that the application reads as it comes."""
+    """Return a chunked one whose client would wait for 100, had it not sent the body already."""
     fields = ("Transfer-Encoding: chunked", "Expect: 100-continue")
     return get("/read", *fields, method="POST") + chunked(b"b" * size)
 
@@ -580,7 +580,7 @@ def test_proxy_header_that_does_not_come(start: Start) -> None:
 
 
 @pytest.mark.parametrize("body", [b"zz\r\n", b"1\r\nxx\r\n", b"1;a=\x01\r\n"], ids=repr)
-def test_a_body_that_fails_while_it_is_read(start: Start, body: bytes) -> None:
+def test_a_body_that_fails_after_it_was_asked_for(start: Start, body: bytes) -> None:
     """The client's fault is 400 and one line, not 500 and a traceback."""
     watched = start("reading:app", {})
     request = get("/read", "Transfer-Encoding: chunked", "Expect: 100-continue", method="POST")

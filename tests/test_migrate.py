@@ -203,7 +203,11 @@ def test_settings_that_are_none_are_defaults() -> None:
         ({"keepalive": 0}, "limits.requests_per_connection", 1),
         ({"max_requests": 100}, "limits.requests", 100),
         ({"max_requests": 100, "workers": 4}, "limits.requests", 400),
-        ({"max_requests_jitter": 10, "workers": 4}, "limits.requests_jitter", 40),
+        (
+            {"max_requests": 100, "max_requests_jitter": 10, "workers": 4},
+            "limits.requests_jitter",
+            40,
+        ),
         ({"limit_request_line": 4094}, "limits.request_line", "4094 B"),
         ({"limit_request_line": 9000}, "limits.request_line", "8190 B"),
         ({"limit_request_line": 0}, "limits.request_line", "1 MiB"),

@@ -169,6 +169,9 @@ def test_list_without_elements_says_nothing(server: Server, value: str) -> None:
     [
         (["X-Forwarded-Proto: https"], "https", "test.example", "443", ""),
         (["X-Forwarded-Proto: HTTPS"], "https", "test.example", "443", ""),
+        # Traefik's, with a request to upgrade.
+        (["X-Forwarded-Proto: wss"], "https", "test.example", "443", ""),
+        (["X-Forwarded-Proto: ws"], "http", "test.example", "80", ""),
         (["X-Forwarded-Proto: http"], "http", "test.example", "80", ""),
         (["X-Forwarded-Host: a.example"], "http", "a.example", "80", ""),
         (["X-Forwarded-Host: a.example:81"], "http", "a.example:81", "81", ""),

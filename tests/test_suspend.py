@@ -221,8 +221,8 @@ def test_trailers_are_given_apart_from_the_fields(server: Server) -> None:
     assert server.exchange(post("/trailers", b"hello")).body == b"[['none'], 5, None, []]"
 
 
-def test_trailers_of_a_streamed_body_come_with_its_end(server: Server) -> None:
-    """The list in the environ is filled when the application has read the body."""
+def test_trailers_of_a_body_that_was_asked_for(server: Server) -> None:
+    """It is gathered like any other chunked body."""
     with server.connect() as connection:
         connection.send(
             b"POST /trailers HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n"
@@ -230,7 +230,33 @@ def test_trailers_of_a_streamed_body_come_with_its_end(server: Server) -> None:
         )
         assert connection.interim_response().status == 100
         connection.send(b"5\r\nhello\r\n0\r\nX-Checksum: abc\r\n\r\n")
-        assert connection.response().body == b"[[], 5, [('X-Checksum', 'abc')], []]"
+        found = "[('X-Checksum', 'abc')]"
+        assert connection.response().body.decode() == f"[{found}, 5, {found}, []]"
+
+
+@pytest.mark.parametrize("name", ["Content-Type", "vary", "CONTENT-ENCODING", "If-Match", "Date"])
+def test_trailers_that_may_not_stand_there_are_discarded(server: Server, name: str) -> None:
+    """RFC 9112 section 7.1.2: they decide nothing, and the request is served without them."""
+    trailer = f"X-One: 1\r\n{name}: a\r\nX-Two: 2\r\n".encode()
+    data = post_chunked("/trailers", b"hello", trailer=trailer)
+    found = "[('X-One', '1'), ('X-Two', '2')]"
+    with server.connect() as connection:
+        for _ in range(2):
+            connection.send(data)
+            response = connection.response()
+            assert (response.status, response.closes) == (200, False)
+            assert response.body.decode() == f"[{found}, 5, {found}, []]"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["Content-Length", "transfer-encoding", "Host", "X-Forwarded-For", "AUTHORIZATION", "Cookie"],
+)
+def test_trailers_of_framing_routing_and_trust_are_refused(server: Server, name: str) -> None:
+    """RFC 9110 section 6.5.1: only an attack sends them there."""
+    response = server.exchange(post_chunked("/trailers", trailer=f"{name}: 1\r\n".encode()))
+    assert (response.status, response.closes) == (400, True)
+    server.wait_log("refused 400 forbidden_trailer")
 
 
 def test_streams_end_with_their_clients_and_leave_nothing(server: Server) -> None:

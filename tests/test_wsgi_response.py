@@ -774,15 +774,6 @@ def test_file_that_holds_its_wrapper(corners: Server) -> None:
     assert corners.exchange(get("/cycle")).body == b"0 left"
 
 
-def test_trailers_that_never_come(corners: Server) -> None:
-    """The stream, which the collector does not look into, does not hold their list any more."""
-    head = get(
-        "/trailers_cycle", "Transfer-Encoding: chunked", "Expect: 100-continue", method="POST"
-    )
-    assert corners.exchange(head).body == b"hello"
-    assert corners.exchange(get("/cycle")).body == b"0 left"
-
-
 def test_wrapper_that_the_collector_has_taken_apart(corners: Server) -> None:
     """It has no file any more, and says so when it is read."""
     assert corners.exchange(get("/collected")).status == 500

@@ -14,6 +14,7 @@ const date_module = @import("date.zig");
 const request_head = @import("request_head.zig");
 const admin_pages = @import("admin_pages.zig");
 const Inspector = @import("inspector.zig").Inspector;
+const Watchdog = @import("watchdog.zig").Watchdog;
 const Server = @import("server.zig").Server;
 const RequestHead = request_head.RequestHead;
 const FieldLine = request_head.FieldLine;
@@ -46,6 +47,9 @@ pub const Options = struct {
     livez_stall_ms: u64 = 30_000,
     /// For import and startup together; 0: none.
     startup_timeout_ms: u64 = 0,
+    /// See watchdog.zig; the admin takes the descriptor over.
+    watchdog_fd: sys.Fd = sys.no_fd,
+    watchdog_period_ms: u64 = 0,
     /// The resolved config as a JSON object, and Python's version.
     config: []const u8 = "{}",
     python: []const u8 = "",
@@ -101,6 +105,7 @@ pub const Admin = struct {
     reserve: [reserve_max]sys.Fd = @splat(sys.no_fd),
     entries: [1 + listeners_max + connections_max]sys.PollEntry = undefined,
     watch: health_module.Watch,
+    watchdog: Watchdog,
     watched_ms: u64 = 0,
     accept_after_ms: u64 = 0,
     late_said_ms: ?u64 = null,
@@ -132,6 +137,7 @@ pub const Admin = struct {
             .listener_count = listeners.len,
             .connections = connections,
             .watch = .{ .stall_ms = options.livez_stall_ms },
+            .watchdog = .{ .fd = options.watchdog_fd, .period_ms = options.watchdog_period_ms },
             .now_ms = now_ms,
             .pages = .init(),
         };
@@ -187,6 +193,7 @@ pub const Admin = struct {
         for (self.connections) |*connection| {
             if (connection.state != .free) sys.close(connection.fd);
         }
+        self.watchdog.close();
     }
 
     // ---- The thread ----------------------------------------------------------------------------
@@ -198,6 +205,7 @@ pub const Admin = struct {
         }
         for (self.listeners[0..self.listener_count]) |fd| sys.close(fd);
         for (self.reserve) |fd| if (fd != sys.no_fd) sys.close(fd);
+        self.watchdog.close();
     }
 
     fn step(self: *Admin) void {
@@ -254,6 +262,7 @@ pub const Admin = struct {
             if (connection.state != .free) earliest = @min(earliest, connection.deadline_ms);
         }
         if (self.late_at_ms()) |time| earliest = @min(earliest, time);
+        if (self.watchdog.due_ms()) |time| earliest = @min(earliest, time);
         if (now_ms < self.accept_after_ms) earliest = @min(earliest, self.accept_after_ms);
         // One more, so that the coarse clock has passed the deadline when the poll returns.
         return earliest -| now_ms + 1;
@@ -521,6 +530,17 @@ pub const Admin = struct {
     /// Whether the process lives, and whether its start takes too long.
     fn look_after(self: *Admin) void {
         if (self.late_at_ms()) |time| if (self.now_ms >= time) self.give_up_start();
+        self.observe();
+        self.watchdog.feed(self.now_ms, self.lives());
+    }
+
+    /// What /livez says.
+    pub fn lives(self: *const Admin) bool {
+        const server = self.server.load(.acquire) orelse return true;
+        return server.health.stalled_ms.load(.acquire) == 0;
+    }
+
+    fn observe(self: *Admin) void {
         if (self.now_ms < self.watched_ms + self.watch.period_ms()) return;
         self.watched_ms = self.now_ms;
         const server = self.server.load(.acquire) orelse return;

@@ -154,9 +154,9 @@ fn write_answer(
 }
 
 fn livez(admin: *Admin) Answer {
-    const server = admin.server.load(.acquire) orelse return .{ .body = "alive\n" };
+    if (admin.lives()) return .{ .body = "alive\n" };
+    const server = admin.server.load(.acquire).?;
     const stalled_ms = server.health.stalled_ms.load(.acquire);
-    if (stalled_ms == 0) return .{ .body = "alive\n" };
     const pulse = server.scheduler.pulse();
     const bytes = std.fmt.allocPrint(admin.gpa, "stalled: for {d} s no request has begun or " ++
         "ended and the GIL could not be taken; requests that wait: {d}\n", .{

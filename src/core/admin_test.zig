@@ -45,6 +45,22 @@ test "admin: before there is a server it lives and is not ready" {
     try fixture.expect("/readyz", 503, "not ready: running app.startup\n");
 }
 
+test "admin: the watchdog is fed before there is a server, and by no client's leave" {
+    const pair = try sys.socket_pair();
+    defer sys.close(pair[1]);
+    var fixture = try Fixture.init(.{ .watchdog_fd = pair[0], .watchdog_period_ms = 20 });
+    var received: usize = 0;
+    var bytes: [64]u8 = undefined;
+    const message = "WATCHDOG=1";
+    while (received < 3 * message.len) {
+        try testing.expect(sys.wait_ready(pair[1], .readable, 10_000));
+        received += try sys.recv(pair[1], &bytes);
+    }
+    fixture.deinit();
+    // Its end of the socket is closed with it.
+    while (try sys.recv(pair[1], &bytes) > 0) {}
+}
+
 test "admin: one connection, many requests, some of them at once" {
     var fixture = try Fixture.init(.{});
     defer fixture.deinit();

@@ -2,9 +2,11 @@
 //!
 //! Gathered is the rule: the poller takes the body in, so that a slow client holds no thread. A
 //! small one stays where it was received, a larger one gets memory of its own up to a limit, and
-//! the rest goes to an unlinked file. Streamed is for `Expect: 100-continue` alone, where the
-//! client waits for the application to ask (RFC 9110 10.1.1). Owner: whoever owns the connection.
-//! GIL: not needed; reading a stream waits, and leaves the GIL for that through `Interlude`.
+//! the rest goes to an unlinked file. Streamed is for `Expect: 100-continue` with Content-Length,
+//! where the client waits for the application to ask (RFC 9110 10.1.1). A chunked body is gathered
+//! even then: applications look for CONTENT_LENGTH, which is known only when the body is complete.
+//! Owner: whoever owns the connection. GIL: not needed; reading a stream waits, and leaves the GIL
+//! for that through `Interlude`.
 
 const std = @import("std");
 const chunked = @import("chunked.zig");
@@ -56,11 +58,14 @@ pub const Interlude = struct {
     }
 };
 
+/// Why a body cannot be gathered.
 pub const TakeError = chunked.Error || sys.OpenError || error{TooLarge};
-pub const ReadError = TakeError || error{ ClientGone, TimedOut };
+/// Why the application cannot read on.
+pub const ReadError = sys.FileError || error{ ClientGone, TimedOut, OutOfMemory };
+pub const Error = TakeError || ReadError;
 
 /// The answer to a request whose body cannot be had.
-pub fn refusal_of(err: ReadError) refusal_module.Refusal {
+pub fn refusal_of(err: Error) refusal_module.Refusal {
     return switch (err) {
         error.TooLarge => .{ .status = 413, .reason = "body_too_large" },
         error.TimedOut => .{ .status = 408, .reason = "body_timeout" },
@@ -179,9 +184,9 @@ pub const Body = struct {
         if (self.complete) return;
         const nothing_came = exchange.received == head.head_bytes;
         self.continue_due = head.expect == .continue_100 and nothing_came;
-        if (self.continue_due and self.begin_stream(limits)) {
+        if (self.continue_due and self.decoder == null and self.begin_stream(limits)) {
             self.mode = .streamed;
-            return exchange.ensure_space(gpa, receive_bytes_min);
+            return;
         }
         self.mode = .gathered;
         if (self.decoder != null or self.fits_in_place(exchange)) return;
@@ -400,7 +405,6 @@ pub const Body = struct {
     /// Reads at least one byte into `destination`; 0 at the end of the body.
     pub fn read(
         self: *Body,
-        exchange: *Exchange,
         fd: sys.Fd,
         destination: []u8,
         limits: *const Limits,
@@ -413,9 +417,6 @@ pub const Body = struct {
             .streamed => {
                 if (self.complete) return 0;
                 if (self.continue_due) try self.send_continue(fd, limits, interlude);
-                if (self.decoder != null) {
-                    return self.read_chunked(exchange, fd, destination, limits, interlude);
-                }
                 const wanted: usize = @intCast(@min(destination.len, self.remaining));
                 const count = try receive(fd, destination[0..wanted], limits, interlude);
                 self.count_taken(count);
@@ -442,33 +443,6 @@ pub const Body = struct {
         }
         self.position += done;
         return done;
-    }
-
-    fn read_chunked(
-        self: *Body,
-        exchange: *Exchange,
-        fd: sys.Fd,
-        destination: []u8,
-        limits: *const Limits,
-        interlude: Interlude,
-    ) ReadError!usize {
-        const decoder = &self.decoder.?;
-        while (true) {
-            const input = exchange.bytes[self.cursor..exchange.received];
-            const progress = try decoder.feed(input, destination);
-            if (decoder.bytes_announced() > limits.bytes_max) return error.TooLarge;
-            self.cursor += @intCast(progress.consumed);
-            self.length += progress.produced;
-            if (progress.done) {
-                self.complete = true;
-                exchange.request_end = self.cursor;
-            }
-            if (progress.produced > 0 or progress.done) return progress.produced;
-            self.rewind(exchange);
-            const room = exchange.bytes[exchange.received..];
-            if (room.len == 0) return error.OutOfMemory;
-            exchange.received += @intCast(try receive(fd, room, limits, interlude));
-        }
     }
 
     fn send_continue(

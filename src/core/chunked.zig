@@ -8,8 +8,8 @@
 
 const std = @import("std");
 const assert = std.debug.assert;
-const fields = @import("fields.zig");
 const scanner = @import("scanner.zig");
+const trailer_fields = @import("trailer_fields.zig");
 
 /// Sixteen digits are 64 bits; more are leading zeros at best.
 pub const size_digits_max = 16;
@@ -78,7 +78,7 @@ pub const Options = struct {
     /// Where the field lines of the trailer section are copied, for trailer_section(). When it is
     /// empty they are checked and dropped; else its length bounds them, too.
     trailer_buffer: []u8 = &.{},
-    /// Field lines with their CRLFs. More is 431.
+    /// Field lines with their CRLFs, discarded ones too. More is 431.
     trailer_bytes_max: u32 = 8 * 1024,
     trailer_lines_max: u16 = 32,
 };
@@ -138,8 +138,13 @@ pub const Decoder = struct {
     data_bytes_total: u64 = 0,
     trailer_bytes: u32 = 0,
     trailer_lines: u16 = 0,
-    /// Long enough to tell whether a name is a known one.
-    name_buffer: [fields.name_bytes_max]u8 = undefined,
+    /// Of these, what is in the trailer_buffer, and where the line that is being read begins there.
+    trailer_bytes_kept: u32 = 0,
+    trailer_line_start: u32 = 0,
+    /// That line is discarded.
+    discards_line: bool = false,
+    /// As much of that line's name as tells what becomes of it.
+    name_buffer: [trailer_fields.name_bytes_max]u8 = undefined,
     name_len: u8 = 0,
 
     pub fn init(options: Options) Decoder {
@@ -165,11 +170,11 @@ pub const Decoder = struct {
         };
     }
 
-    /// The trailer section's field lines as they came, each with its CRLF, once feed has said
-    /// `done`. In the trailer_buffer.
+    /// The trailer section's field lines as they came, without those that are discarded, each with
+    /// its CRLF, once feed has said `done`. In the trailer_buffer.
     pub fn trailer_section(self: *const Decoder) []const u8 {
         if (self.state != .done or self.options.trailer_buffer.len == 0) return "";
-        return self.options.trailer_buffer[0..self.trailer_bytes];
+        return self.options.trailer_buffer[0..self.trailer_bytes_kept];
     }
 
     fn advance(self: *Decoder, input: []const u8, output: []u8) Error!Progress {
@@ -336,6 +341,8 @@ pub const Decoder = struct {
                     return error.TrailerTooLarge;
                 }
                 self.trailer_lines += 1;
+                self.trailer_line_start = self.trailer_bytes_kept;
+                self.discards_line = false;
                 self.name_len = 0;
                 try self.step_trailer_name(byte);
             },
@@ -366,9 +373,13 @@ pub const Decoder = struct {
         if (byte == ':') {
             // The first byte of a line comes here too: a name must not be empty.
             if (self.state == .trailer_start) return error.BadTrailer;
-            const known = fields.lookup(self.name_buffer[0..@min(self.name_len, name_len_max)]);
-            if (self.name_len <= name_len_max and fields.is_forbidden_in_trailer(known)) {
-                return error.ForbiddenTrailer;
+            switch (trailer_fields.rule_of(self.name_buffer[0..self.name_len])) {
+                .kept => {},
+                .discarded => {
+                    self.discards_line = true;
+                    self.trailer_bytes_kept = self.trailer_line_start;
+                },
+                .refused => return error.ForbiddenTrailer,
             }
             self.state = .trailer_value;
             return;
@@ -376,26 +387,25 @@ pub const Decoder = struct {
         if (byte == '\n') return error.BareLineFeed;
         if (scanner.is_control(byte) and byte != '\r') return error.ControlCharacter;
         if (!scanner.is_token_byte(byte)) return error.BadTrailer;
-        if (self.name_len < name_len_max) self.name_buffer[self.name_len] = byte;
-        // One past the buffer says "longer than any known name", and it stays there.
-        self.name_len = @min(self.name_len + 1, name_len_max + 1);
+        if (self.name_len < self.name_buffer.len) {
+            self.name_buffer[self.name_len] = byte;
+            self.name_len += 1;
+        }
         self.state = .trailer_name;
     }
 
-    const name_len_max: u8 = fields.name_bytes_max;
-
     fn keep_trailer_byte(self: *Decoder, byte: u8) Error!void {
         if (self.trailer_bytes == self.options.trailer_bytes_max) return error.TrailerTooLarge;
-        const buffer = self.options.trailer_buffer;
-        if (buffer.len > 0) {
-            if (self.trailer_bytes == buffer.len) return error.TrailerTooLarge;
-            buffer[self.trailer_bytes] = byte;
-        }
         self.trailer_bytes += 1;
+        const buffer = self.options.trailer_buffer;
+        if (buffer.len == 0 or self.discards_line) return;
+        if (self.trailer_bytes_kept == buffer.len) return error.TrailerTooLarge;
+        buffer[self.trailer_bytes_kept] = byte;
+        self.trailer_bytes_kept += 1;
     }
 
     comptime {
-        assert(fields.name_bytes_max < std.math.maxInt(u8));
+        assert(trailer_fields.name_bytes_max < std.math.maxInt(u8));
         assert(extension_bytes_max < std.math.maxInt(u16));
     }
 };
@@ -660,6 +670,29 @@ test "trailers are checked and kept" {
     var decoder: Decoder = .init(.{});
     try testing.expect((try decoder.feed(input, &output)).done);
     try testing.expectEqualStrings("", decoder.trailer_section());
+}
+
+test "trailers that may not stand there and decide nothing are discarded" {
+    const input = "0\r\nX-A: 1\r\nContent-Type: a/b\r\nvary:*\r\nX-B: 2\r\n" ++
+        "CONTENT-ENCODING: gzip\r\n\r\nrest";
+    var trailer_buffer: [64]u8 = undefined;
+    var output: [16]u8 = undefined;
+    for (1..input.len) |piece| {
+        var decoder: Decoder = .init(.{ .trailer_buffer = &trailer_buffer });
+        const outcome = decode(&decoder, input, piece, 16, &output);
+        try testing.expectEqual(null, outcome.failure);
+        try testing.expect(outcome.done);
+        try testing.expectEqualStrings("rest", input[outcome.consumed..]);
+        try testing.expectEqualStrings("X-A: 1\r\nX-B: 2\r\n", decoder.trailer_section());
+    }
+    // They are field lines all the same, and count.
+    try expect_failure(error.ControlCharacter, "0\r\nVary: \x00\r\n\r\n");
+    try expect_failure(error.ObsoleteFolding, "0\r\nVary: a\r\n b\r\n\r\n");
+    const lines = "0\r\n" ++ "Vary: a\r\n" ** 3 ++ "\r\n";
+    for ([_]Options{ .{ .trailer_bytes_max = 26 }, .{ .trailer_lines_max = 2 } }) |options| {
+        const outcome = try outcome_of(lines, options, &output);
+        try expect_verdict(error.TrailerTooLarge, outcome.failure);
+    }
 }
 
 test "trailer lines that are refused" {

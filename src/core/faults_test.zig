@@ -134,6 +134,7 @@ const steps = .{
     read_slowly,
     ask_of_old,
     ask_to_continue,
+    ask_to_continue_chunked,
     ask_for_events,
     ask_for_files,
     ask_for_large_file,
@@ -233,6 +234,24 @@ fn ask_to_continue(client: *Client) !void {
         else => return error.WrongStatus,
     }
     try client.send(&body);
+    try expect_whole(client, body.len);
+}
+
+fn ask_to_continue_chunked(client: *Client) !void {
+    var body: [500]u8 = undefined;
+    fixture_module.fill_pattern(&body, 0);
+    try client.send("POST /echo HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\n" ++
+        "Transfer-Encoding: chunked\r\n\r\n");
+    const interim = try client.response();
+    defer interim.deinit();
+    switch (interim.status) {
+        100 => {},
+        500, 503 => return,
+        else => return error.WrongStatus,
+    }
+    try client.send("1f4\r\n");
+    try client.send(&body);
+    try client.send("\r\n0\r\n\r\n");
     try expect_whole(client, body.len);
 }
 

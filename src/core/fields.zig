@@ -248,24 +248,6 @@ inline fn matches_word(
     return std.mem.readInt(Word, bytes[offset..][0..word_len], .little) | fold == expected;
 }
 
-/// RFC 9110 6.5.1: what must not come in a trailer section, since it takes part in framing,
-/// routing, authentication or in how the content is read, or since a proxy is trusted for it.
-pub fn is_forbidden_in_trailer(name: Name) bool {
-    return switch (name) {
-        .host, .connection, .content_length, .transfer_encoding, .te, .trailer => true,
-        .upgrade, .keep_alive, .proxy, .proxy_connection, .max_forwards, .expect => true,
-        .authorization, .proxy_authorization, .cookie, .set_cookie => true,
-        .content_type, .content_encoding, .content_language, .content_range => true,
-        .content_disposition, .cache_control, .pragma, .range, .date => true,
-        .if_match, .if_none_match, .if_modified_since, .if_unmodified_since, .if_range => true,
-        .x_forwarded_for, .x_forwarded_proto, .x_forwarded_host, .x_forwarded_port => true,
-        .x_forwarded_prefix, .x_forwarded_server, .x_forwarded_ssl, .x_real_ip => true,
-        .forwarded, .via, .origin, .referer, .x_http_method_override => true,
-        .x_csrftoken, .x_csrf_token, .x_api_key, .x_requested_with => true,
-        else => false,
-    };
-}
-
 const testing = std.testing;
 
 test "every known name is found, in any case" {
@@ -336,11 +318,4 @@ test "unknown names are classified" {
     try testing.expectEqual(null, classify("Host "));
     try testing.expectEqual(null, classify("X(Y)"));
     try testing.expectEqual(null, classify("na\xefve"));
-}
-
-test "forbidden trailers" {
-    try testing.expect(is_forbidden_in_trailer(.content_length));
-    try testing.expect(is_forbidden_in_trailer(.set_cookie));
-    try testing.expect(!is_forbidden_in_trailer(.content_md5));
-    try testing.expect(!is_forbidden_in_trailer(.other));
 }

@@ -411,9 +411,15 @@ fn is_obfuscated(text: []const u8) bool {
     return true;
 }
 
+/// The scheme of a WebSocket's URI names the same connection: Traefik and others send "ws" and
+/// "wss" with each request to upgrade (RFC 6455 section 3; the request is HTTP, section 4.1).
 fn parse_scheme(text: []const u8) Error!Scheme {
-    if (scanner.equals_ignoring_case(text, "https")) return .https;
-    if (scanner.equals_ignoring_case(text, "http")) return .http;
+    inline for (.{ "https", "wss" }) |secure| {
+        if (scanner.equals_ignoring_case(text, secure)) return .https;
+    }
+    inline for (.{ "http", "ws" }) |plain| {
+        if (scanner.equals_ignoring_case(text, plain)) return .http;
+    }
     return error.BadForwardedProto;
 }
 
@@ -648,6 +654,36 @@ test "values that would be believed must be valid" {
         .prefix = "/~a.b-c_d/$e:@!&'()*+;=",
     });
     try expect_claims(.x_forwarded, "X-Forwarded-Proto: HTTPS", .{ .scheme = .https });
+}
+
+test "the schemes of WebSockets mean those of the HTTP request that begins one" {
+    const cases = [_]struct { []const u8, ?Scheme }{
+        .{ "ws", .http },     .{ "wss", .https }, .{ "WS", .http }, .{ "Wss", .https },
+        .{ "http", .http },   .{ "wsss", null },  .{ "w", null },   .{ "ws:", null },
+        .{ "https", .https },
+    };
+    var buffer: [80]u8 = undefined;
+    for (cases) |case| {
+        const proto = try std.fmt.bufPrint(&buffer, "X-Forwarded-Proto: {s}", .{case[0]});
+        if (case[1]) |scheme| {
+            try expect_claims(.x_forwarded, proto, .{ .scheme = scheme });
+        } else {
+            try expect_refused(.x_forwarded, proto, error.BadForwardedProto);
+        }
+        const quoted = try std.fmt.bufPrint(&buffer, "Forwarded: proto=\"{s}\"", .{case[0]});
+        if (case[1]) |scheme| {
+            try expect_claims(.forwarded, quoted, .{ .scheme = scheme });
+        } else {
+            try expect_refused(.forwarded, quoted, error.BadForwardedProto);
+        }
+    }
+    // As Traefik sends it with an upgrade.
+    try expect_claims(.x_forwarded, "X-Forwarded-For: 192.0.2.7\nX-Forwarded-Proto: wss\n" ++
+        "X-Forwarded-Port: 443", .{ .client = "192.0.2.7", .scheme = .https, .port = 443 });
+    try expect_claims(.forwarded, "Forwarded: for=192.0.2.7;proto=wss", .{
+        .client = "192.0.2.7",
+        .scheme = .https,
+    });
 }
 
 test "Forwarded is walked from the right past the trusted" {

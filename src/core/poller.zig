@@ -343,7 +343,7 @@ pub const Poller = struct {
             .free, .queued, .running, .closing => {},
             .reading_proxy_header => if (connection.unread) self.read_proxy_header(connection),
             .reading_head => if (connection.unread) self.read_head(connection),
-            .reading_body => if (connection.unread) self.read_body(connection),
+            .reading_body => self.go_on_with_body(connection, writable),
             .writing => if (broken) {
                 self.mark_closing(connection);
             } else if (writable) {
@@ -829,13 +829,18 @@ pub const Poller = struct {
             return self.refuse_body(connection, err);
         };
         if (body.complete or body.mode == .streamed) return self.make_ready(connection, exchange);
-        if (body.continue_due) {
-            body.continue_due = false;
-            // Nothing was sent since the last response left whole: it fits, or the client is gone.
-            const sent = sys.send(connection.fd, body_module.continue_head) catch 0;
-            if (sent != body_module.continue_head.len) return self.mark_closing(connection);
+        // A file's answer takes no body, so the client need not send it (RFC 9110 10.1.1).
+        if (body.continue_due and self.is_for_files(exchange)) {
+            return self.put_for_files(connection);
         }
+        self.gather_body(connection, exchange);
+    }
+
+    fn gather_body(self: *Poller, connection: *Connection, exchange: *Exchange) void {
+        const server = self.server;
+        const body = &exchange.body;
         connection.state = .reading_body;
+        if (body.continue_due and !self.send_continue(connection, body)) return;
         exchange.record.timing.pass(.head, self.now_ns);
         body.take_buffered(exchange, server.gpa, self.scratch, &server.body_limits) catch |err| {
             return self.refuse_body(connection, err);
@@ -844,6 +849,26 @@ pub const Poller = struct {
         self.set_deadline(connection, server.options.body_timeout_ms);
         if (connection.unread) return self.read_body(connection);
         server.sending.add(connection, .body);
+    }
+
+    /// False when the connection was marked for closing. Where the answer to the request before
+    /// fills the socket, it is still due, and sent when there is room.
+    fn send_continue(self: *Poller, connection: *Connection, body: *body_module.Body) bool {
+        const sent = sys.send(connection.fd, body_module.continue_head) catch |err| switch (err) {
+            error.WouldBlock => return true,
+            error.OutOfMemory, error.ConnectionGone, error.Unexpected => 0,
+        };
+        body.continue_due = false;
+        if (sent == body_module.continue_head.len) return true;
+        // A part of so little is nothing that a kernel takes.
+        self.mark_closing(connection);
+        return false;
+    }
+
+    fn go_on_with_body(self: *Poller, connection: *Connection, writable: bool) void {
+        const body = &connection.exchange.?.body;
+        if (writable and body.continue_due and !self.send_continue(connection, body)) return;
+        if (connection.unread) self.read_body(connection);
     }
 
     fn read_body(self: *Poller, connection: *Connection) void {
@@ -860,6 +885,8 @@ pub const Poller = struct {
             };
             const count = self.receive(connection, room) orelse return;
             if (count == 0) break;
+            // The client does not wait for it (RFC 9110 10.1.1).
+            body.continue_due = false;
             const limits = &server.body_limits;
             body.take_received(exchange, server.gpa, self.scratch, count, limits) catch |err| {
                 return self.refuse_body(connection, err);
@@ -892,14 +919,20 @@ pub const Poller = struct {
     // ---- To the application --------------------------------------------------------------------
 
     fn make_ready(self: *Poller, connection: *Connection, exchange: *Exchange) void {
-        if (self.static_files) |files| if (files.is_routed(&exchange.head, exchange.bytes)) {
-            // Not at once: what follows an answer may be the next request for a file.
-            connection.state = .queued;
-            connection.next_own = self.for_files;
-            self.for_files = connection;
-            return;
-        };
+        if (self.is_for_files(exchange)) return self.put_for_files(connection);
         self.make_ready_for_application(connection, exchange);
+    }
+
+    fn is_for_files(self: *Poller, exchange: *const Exchange) bool {
+        const files = self.static_files orelse return false;
+        return files.is_routed(&exchange.head, exchange.bytes);
+    }
+
+    /// Not answered at once: what follows an answer may be the next request for a file.
+    fn put_for_files(self: *Poller, connection: *Connection) void {
+        connection.state = .queued;
+        connection.next_own = self.for_files;
+        self.for_files = connection;
     }
 
     fn make_ready_for_application(
@@ -977,7 +1010,7 @@ pub const Poller = struct {
             .now = now,
             .date = self.date.at(now),
             .request_id = exchange.request_id(),
-        }, self.scratch) orelse return self.make_ready_for_application(connection, exchange);
+        }, self.scratch) orelse return self.pass_to_application(connection, exchange);
         connection.requests +|= 1;
         connection.active_ns = self.now_ms * std.time.ns_per_ms;
         server.count_answered();
@@ -991,6 +1024,16 @@ pub const Poller = struct {
         exchange.record.bytes_sent += sent;
         self.lane.shard.bytes_sent.add(sent);
         self.flush(connection);
+    }
+
+    /// `fallthrough`: no file answers the request. A body that the client was not asked for is
+    /// gathered first.
+    fn pass_to_application(self: *Poller, connection: *Connection, exchange: *Exchange) void {
+        const body = &exchange.body;
+        if (body.mode == .gathered and !body.complete) {
+            return self.gather_body(connection, exchange);
+        }
+        self.make_ready_for_application(connection, exchange);
     }
 
     /// For the metrics and the log: it was answered here, at once.

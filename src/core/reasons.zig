@@ -125,8 +125,8 @@ test "reasons: every failure of a parser or of a body has a word in the list" {
             try testing.expect(of(parser.reason_of(@field(parser.Error, failure.name))) != 0);
         }
     }
-    inline for (@typeInfo(body.ReadError).error_set.?) |failure| {
-        const refusal = body.refusal_of(@field(body.ReadError, failure.name));
+    inline for (@typeInfo(body.Error).error_set.?) |failure| {
+        const refusal = body.refusal_of(@field(body.Error, failure.name));
         try testing.expect(of(refusal.reason) != 0);
         try testing.expect(refusal.status >= 400);
     }

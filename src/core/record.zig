@@ -7,11 +7,9 @@
 const std = @import("std");
 const timing_module = @import("timing.zig");
 const scanner = @import("scanner.zig");
+const ReadError = @import("body.zig").ReadError;
 const Reason = @import("reasons.zig").Reason;
 const Phase = timing_module.Phase;
-
-/// What a request is answered with that failed after it had been given to the application.
-pub const Failure = struct { status: u16, reason: Reason };
 
 pub const Record = struct {
     timing: timing_module.Timing = .{},
@@ -23,8 +21,8 @@ pub const Record = struct {
     reason: ?Reason = null,
     /// The phase whose timeout ended the request, where `reason` does not say it.
     timed_out: ?Phase = null,
-    /// Why the application cannot have the rest of the body that it has begun to read.
-    body_failure: ?Failure = null,
+    /// Why the application could not read the body to its end.
+    body_error: ?ReadError = null,
     /// The client took nothing of the answer, and made room for others.
     evicted: bool = false,
     /// The client left before it had the whole answer.

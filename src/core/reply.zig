@@ -42,6 +42,8 @@ pub const WriteError = error{
     ClientGone,
     /// The application gave more than its own Content-Length; the rest was cut.
     BodyTooLong,
+    /// See `Progress.is_superseded`. Nothing has been sent.
+    Superseded,
 } || response_head.Error;
 
 pub const FinishError = WriteError || error{
@@ -86,6 +88,9 @@ pub const Flow = enum {
 pub const Progress = struct {
     /// `start` has been called: there is a head to send.
     started: bool = false,
+    /// The application began this head after the request's body had failed: it is not sent, and the
+    /// server answers for what it knows to be the client's fault, or its own limit.
+    is_superseded: bool = false,
     head_sent: bool = false,
     finished: bool = false,
     /// The connection cannot be used for another request.
@@ -218,6 +223,7 @@ pub const Reply = struct {
     pub fn start(self: *Reply, status: []const u8) response_head.Error!void {
         std.debug.assert(!self.progress.head_sent);
         self.progress.started = false;
+        self.progress.is_superseded = false;
         try self.head.begin(status);
         self.progress.started = true;
     }
@@ -518,6 +524,7 @@ pub const Reply = struct {
 
     /// Decides the framing and ends the head, which counts as sent from here.
     fn finish_head(self: *Reply, length_known: ?u64) WriteError![]const u8 {
+        if (self.progress.is_superseded) return error.Superseded;
         self.progress.framing = self.choose_framing(length_known);
         if (self.progress.framing == .until_close) self.progress.must_close = true;
         switch (self.progress.framing) {

@@ -184,27 +184,34 @@ pub const Crew = struct {
     }
 
     pub fn read_body(self: *Crew, destination: []u8) body_module.ReadError!usize {
-        const exchange = self.exchange;
-        const limits = &self.server.body_limits;
-        const fd = self.connection.fd;
-        const interlude = self.server.application.interlude;
-        if (exchange.body.mode != .streamed) {
-            return exchange.body.read(exchange, fd, destination, limits, interlude);
-        }
+        const record = &self.exchange.record;
+        // A body that has failed does not go on: what came meanwhile may lack a part.
+        if (record.body_error) |err| return err;
+        if (self.exchange.body.mode == .streamed) return self.read_stream(destination);
+        return self.read_once(destination);
+    }
+
+    fn read_stream(self: *Crew, destination: []u8) body_module.ReadError!usize {
         if (self.server.is_child) return error.ClientGone;
         // The client may be told to go on, which must not come behind an answer of the poller's.
         if (self.server.limits_calls() and !self.call.begin_interim()) return error.ClientGone;
         defer if (self.server.limits_calls()) self.call.end_interim(true);
         self.begin_wait(.body);
         defer self.end_wait(.body);
-        return exchange.body.read(exchange, fd, destination, limits, interlude) catch |err| {
-            if (err == error.TimedOut) exchange.record.timed_out = .body;
-            if (err == error.ClientGone) {
-                exchange.record.client_gone = true;
-            } else {
-                const refusal = body_module.refusal_of(err);
-                const reason = reasons.of(refusal.reason);
-                exchange.record.body_failure = .{ .status = refusal.status, .reason = reason };
+        return self.read_once(destination);
+    }
+
+    fn read_once(self: *Crew, destination: []u8) body_module.ReadError!usize {
+        const record = &self.exchange.record;
+        const fd = self.connection.fd;
+        const limits = &self.server.body_limits;
+        const interlude = self.server.application.interlude;
+        return self.exchange.body.read(fd, destination, limits, interlude) catch |err| {
+            record.body_error = err;
+            switch (err) {
+                error.TimedOut => record.timed_out = .body,
+                error.ClientGone => record.client_gone = true,
+                error.OutOfMemory, error.NoSpace, error.Unexpected => {},
             }
             return err;
         };

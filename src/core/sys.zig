@@ -514,10 +514,10 @@ pub fn poll(entries: []PollEntry, timeout_ms: ?u64) void {
     for (entries) |*entry| entry.revents = 0;
 }
 
-/// Whether one of the signal numbers that Python's C handler wrote is SIGTERM's or SIGINT's.
+/// Whether one of the signal numbers that Python's C handler wrote begins a drain.
 pub fn names_stop_signal(numbers: []const u8) bool {
-    for (numbers) |number| if (number == c.SIG.TERM or number == c.SIG.INT) return true;
-    return false;
+    const stops = [_]u8{ c.SIG.TERM, c.SIG.INT, c.SIG.QUIT };
+    return std.mem.indexOfAny(u8, numbers, &stops) != null;
 }
 
 // ---- The process -------------------------------------------------------------------------------

@@ -33,6 +33,8 @@ const Trouble = error{
     Raised,
     /// Nobody is there to answer.
     ClientGone,
+    /// The request's body had failed before the application answered.
+    Superseded,
 };
 
 pub const Listener = struct { name: *Object, port: *Object };
@@ -752,6 +754,7 @@ pub const Bridge = struct {
     fn trouble_of(err: core.reply.FinishError) Trouble {
         return switch (err) {
             error.ClientGone => error.ClientGone,
+            error.Superseded => error.Superseded,
             error.BodyTooLong => capi.raise(
                 capi.PyExc_ValueError,
                 "the response body is longer than its Content-Length; it was cut",
@@ -777,22 +780,21 @@ pub const Bridge = struct {
     fn give_up(self: *Bridge, crew: *Crew, trouble: Trouble) void {
         const reply = &crew.reply;
         switch (trouble) {
-            error.ClientGone => {},
+            error.ClientGone, error.Superseded => {},
             error.Raised => {
                 const exception = capi.take_exception();
                 defer capi.drop_maybe(exception);
                 if (crew.server.is_child) end_child(exception);
-                const is_clients = is_client_failure(crew) and is_os_error(exception);
-                if (!is_clients) {
-                    self.report_trouble(crew, exception);
-                } else if (self.may_answer(crew)) {
-                    return answer_client_failure(crew);
-                }
+                if (!is_client_failure(crew, exception)) self.report_trouble(crew, exception);
             },
         }
-        if (self.may_answer(crew)) {
-            answer_error(reply, "500 Internal Server Error") catch reply.abort();
-        } else if (!reply.progress.finished) reply.abort();
+        if (!self.may_answer(crew)) {
+            if (!reply.progress.finished) reply.abort();
+        } else if (crew.exchange.record.body_error) |err| {
+            answer_body_error(crew, err) catch reply.abort();
+        } else {
+            answer_error(reply, 500, "") catch reply.abort();
+        }
     }
 
     /// Not in the middle of another thread's early hints.
@@ -817,39 +819,43 @@ pub const Bridge = struct {
         core.sys.exit_now(1);
     }
 
-    /// Whether an OSError of the application may be one that the client has caused, which it could
-    /// do as often as it likes: nobody wants that in the log.
-    fn is_client_failure(crew: *const Crew) bool {
+    /// Whether the application's exception comes from the client, or from a limit of the server's,
+    /// so that it is no fault of the application. Clients could fill the log with such tracebacks.
+    fn is_client_failure(crew: *const Crew, exception: ?*Object) bool {
         const record = &crew.exchange.record;
-        return crew.reply.progress.broken or record.client_gone or record.body_failure != null;
-    }
-
-    /// The body that the application read as it came was not one; it has the same answer as if it
-    /// had been read before the call.
-    fn answer_client_failure(crew: *Crew) void {
-        const reply = &crew.reply;
-        const record = &crew.exchange.record;
-        const failure = record.body_failure orelse return reply.abort();
-        record.reason = failure.reason;
-        record.timed_out = null; // the reason says it
-        var storage: [64]u8 = undefined;
-        const phrase = core.refusal.phrase_of(failure.status);
-        const status = std.fmt.bufPrint(&storage, "{d} {s}", .{ failure.status, phrase }) catch "";
-        answer_error(reply, status) catch reply.abort();
-    }
-
-    /// As `except` has it, which does not ask for a `__class__`.
-    fn is_os_error(exception: ?*Object) bool {
+        if (!crew.reply.progress.broken and !record.client_gone and record.body_error == null) {
+            return false;
+        }
         const object = exception orelse return false;
-        return capi.is_kind_of(object, @ptrCast(@alignCast(capi.PyExc_OSError)));
+        return input_stream.comes_from_failure(object, record.body_error);
     }
 
+    /// The same answer as if the body had failed while it was gathered; none to a client that left.
+    fn answer_body_error(
+        crew: *Crew,
+        err: core.body.ReadError,
+    ) core.reply.FinishError!void {
+        if (err == error.ClientGone) return crew.reply.abort();
+        const refusal = core.body.refusal_of(err);
+        const record = &crew.exchange.record;
+        record.reason = core.reasons.of(refusal.reason);
+        record.timed_out = null; // the reason says it
+        return answer_error(&crew.reply, refusal.status, refusal.reason);
+    }
+
+    /// An answer of the server's own, as `refusal.write` words it.
     fn answer_error(
         reply: *core.reply.Reply,
-        status: []const u8,
+        code: u16,
+        reason: []const u8,
     ) core.reply.FinishError!void {
-        var storage: [64]u8 = undefined;
-        const text = std.fmt.bufPrint(&storage, "{s}\n", .{status}) catch status;
+        var status_storage: [64]u8 = undefined;
+        const phrase = core.refusal.phrase_of(code);
+        const status = std.fmt.bufPrint(&status_storage, "{d} {s}", .{ code, phrase }) catch "";
+        var storage: [128]u8 = undefined;
+        const colon = if (reason.len > 0) ": " else "";
+        const line = .{ status, colon, reason };
+        const text = std.fmt.bufPrint(&storage, "{s}{s}{s}\n", line) catch status;
         try reply.start(status);
         try reply.head.add("Content-Type", "text/plain; charset=utf-8");
         reply.progress.must_close = true;

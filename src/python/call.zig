@@ -221,6 +221,7 @@ fn set_head(reply: *Reply, status: *Object, list: *Object) capi.Error!void {
     defer text.deinit();
     errdefer reply.progress.started = false;
     reply.start(text.text) catch |err| return raise_head_error(err);
+    reply.progress.is_superseded = reply.exchange.record.body_error != null;
     return add_all(&reply.head, list);
 }
 
@@ -301,6 +302,10 @@ fn raise_write_error(err: core.reply.WriteError) capi.Error {
         error.BodyTooLong => capi.raise(
             capi.PyExc_ValueError,
             "the response body is longer than its Content-Length",
+        ),
+        error.Superseded => capi.raise(
+            capi.PyExc_OSError,
+            "the request body could not be read to its end, which the server answers itself",
         ),
         else => |head_error| raise_head_error(head_error),
     };

@@ -179,6 +179,18 @@ pub fn forgive(kinds: []const *Object) Error!void {
     return error.Raised;
 }
 
+/// The exception that this one was made of, as tracebacks show it; a new reference.
+pub fn exception_before(exception: *Object) ?*Object {
+    if (PyException_GetCause(exception)) |cause| return cause;
+    const is_suppressed = PyObject_GetAttrString(exception, "__suppress_context__") orelse {
+        // An exception of the application's may have a property there that fails.
+        PyErr_Clear();
+        return null;
+    };
+    defer drop(is_suppressed);
+    return if (is_suppressed == &_Py_FalseStruct) PyException_GetContext(exception) else null;
+}
+
 /// Takes the exception that is set, with its traceback; a new reference.
 pub fn take_exception() ?*Object {
     var kind: ?*Object = null;
@@ -293,6 +305,7 @@ pub extern var PyTraceBack_Type: Type;
 pub extern var PyExc_AssertionError: *Object;
 pub extern var PyExc_AttributeError: *Object;
 pub extern var PyExc_NotImplementedError: *Object;
+pub extern var PyExc_MemoryError: *Object;
 pub extern var PyExc_OSError: *Object;
 pub extern var PyExc_RuntimeError: *Object;
 pub extern var PyExc_TypeError: *Object;
@@ -366,6 +379,8 @@ pub extern fn PyErr_NormalizeException(*?*Object, *?*Object, *?*Object) void;
 pub extern fn PyErr_WriteUnraisable(?*Object) void;
 pub extern fn PyErr_CheckSignals() c_int;
 pub extern fn PyErr_NoMemory() ?*Object;
+pub extern fn PyException_GetCause(*Object) ?*Object;
+pub extern fn PyException_GetContext(*Object) ?*Object;
 pub extern fn PyException_SetTraceback(*Object, *Object) c_int;
 pub extern fn PyThread_get_thread_ident() c_ulong;
 pub extern fn PyThreadState_SetAsyncExc(c_ulong, ?*Object) c_int;

@@ -237,7 +237,7 @@ pub const Environs = struct {
         errdefer capi.drop(environ);
         if (longer) try self.put_other_fields(environ, crew, sender);
         if (crew.exchange.head.framing == .chunked) {
-            const trailers = try input_stream.create_trailers(input, &crew.exchange.body);
+            const trailers = try input_stream.create_trailers(&crew.exchange.body);
             try put(environ, keys.@"serve_zig.trailers", trailers);
         }
         if (input) |stream| try put(environ, keys.@"wsgi.input", capi.new(&stream.head));
@@ -506,16 +506,14 @@ pub const Environs = struct {
             const host = try capi.latin1(head.authority.of(exchange.bytes));
             try put(environ, self.names.keys.HTTP_HOST, host);
         }
-        if (head.framing == .chunked and exchange.body.mode == .gathered) {
-            try self.put_gathered_length(environ, exchange);
-        }
+        if (head.framing == .chunked) try self.put_gathered_length(environ, exchange);
     }
 
     fn shows_x_forwarded(keys: *const FieldKeys) bool {
         return keys[@intFromEnum(fields.Name.x_forwarded_for)] != null;
     }
 
-    /// A chunked body that was gathered has a known length: frameworks that look for nothing else
+    /// A chunked body is gathered, so its length is known: frameworks that look for nothing else
     /// (Django) find it, and the coding that was undone is not shown.
     fn put_gathered_length(
         self: *Environs,

@@ -18,8 +18,6 @@ pub const InputStream = extern struct {
     ahead: ?*Object,
     /// How much of `ahead` has been given out.
     ahead_used: usize,
-    /// `serve_zig.trailers`, where they are still to come; a reference to a list.
-    trailers: ?*Object,
     /// A thread is reading.
     busy: bool,
     /// For requests without a body: always at its end, and one for all, having no state.
@@ -38,7 +36,6 @@ pub fn create(crew: *Crew) capi.Error!*InputStream {
     self.crew = crew;
     self.ahead = null;
     self.ahead_used = 0;
-    self.trailers = null;
     self.busy = false;
     self.is_empty = false;
     return self;
@@ -50,7 +47,6 @@ pub fn create_empty() capi.Error!*Object {
     self.crew = null;
     self.ahead = null;
     self.ahead_used = 0;
-    self.trailers = null;
     self.busy = false;
     self.is_empty = true;
     return &self.head;
@@ -68,13 +64,9 @@ pub fn close_for_good(self: *InputStream) void {
     self.crew = null;
 }
 
-/// The same, and the server needs it no more. Trailers will not come, and their list, which is the
-/// application's, may hold the stream.
+/// The same, and the server needs it no more.
 pub fn drop(self: *InputStream) void {
     close_for_good(self);
-    const trailers = self.trailers;
-    self.trailers = null;
-    capi.drop_maybe(trailers);
     capi.drop(&self.head);
 }
 
@@ -85,7 +77,6 @@ fn of(object: ?*Object) *InputStream {
 fn dealloc(object: *Object) callconv(.c) void {
     const self = of(object);
     capi.drop_maybe(self.ahead);
-    capi.drop_maybe(self.trailers);
     capi.deallocate(object);
 }
 
@@ -105,17 +96,31 @@ fn raise_read_error(err: core.body.ReadError) capi.Error {
             "the client did not go on with the request body in time (timeouts.body, or the " ++
                 "server drains)",
         ),
-        error.TooLarge => capi.raise(
-            capi.PyExc_OSError,
-            "the request body is larger than limits.body",
-        ),
         error.OutOfMemory => memory_error(),
-        error.NoSpace, error.DescriptorsExhausted, error.Unexpected => capi.raise(
+        error.NoSpace, error.Unexpected => capi.raise(
             capi.PyExc_OSError,
             "the request body could not be read from its temporary file",
         ),
-        else => capi.raise(capi.PyExc_OSError, "the request body's chunked coding is malformed"),
     };
+}
+
+/// Whether the application's exception is one that `raise_read_error` may have raised, or was made
+/// of one: Python's `raise ... from`, or `raise` in an `except` clause. Other OSErrors count too,
+/// since frameworks have their own, such as Django's UnreadablePostError.
+pub fn comes_from_failure(exception: *Object, err: ?core.body.ReadError) bool {
+    const is_memory = if (err) |failure| failure == error.OutOfMemory else false;
+    const raised = if (is_memory) capi.PyExc_MemoryError else capi.PyExc_OSError;
+    var current = capi.new(exception);
+    defer capi.drop(current);
+    // Exceptions can refer to each other in a circle.
+    for (0..100) |_| {
+        // As `except` has it, which does not ask for a `__class__`.
+        if (capi.is_kind_of(current, @ptrCast(@alignCast(raised)))) return true;
+        const before = capi.exception_before(current) orelse return false;
+        capi.drop(current);
+        current = before;
+    }
+    return false;
 }
 
 fn memory_error() capi.Error {
@@ -136,31 +141,16 @@ fn read_once(self: *InputStream, destination: []u8) capi.Error!usize {
     );
     self.busy = true;
     defer self.busy = false;
-    const count = crew.read_body(destination) catch |err| return raise_read_error(err);
-    if (self.trailers) |list| if (crew.exchange.body.complete) {
-        self.trailers = null;
-        defer capi.drop(list);
-        try add_trailers(list, crew.exchange.body.trailer_section());
-    };
-    return count;
+    return crew.read_body(destination) catch |err| raise_read_error(err);
 }
 
 /// A list of the trailer fields of a chunked body (RFC 9112 7.1.2), each a tuple of name and value;
 /// a new reference. Never merged into the environ's fields: they come after decisions were made by
-/// those (RFC 9110 6.5.1). It is filled when the body has been read.
-pub fn create_trailers(stream: ?*InputStream, body: *const core.body.Body) capi.Error!*Object {
+/// those (RFC 9110 6.5.1). A chunked body is complete before the application is called.
+pub fn create_trailers(body: *const core.body.Body) capi.Error!*Object {
     const list = try capi.owned(capi.PyList_New(0));
     errdefer capi.drop(list);
-    if (body.complete) {
-        try add_trailers(list, body.trailer_section());
-    } else if (stream) |one| {
-        one.trailers = capi.new(list);
-    }
-    return list;
-}
-
-fn add_trailers(list: *Object, section: []const u8) capi.Error!void {
-    var lines = std.mem.splitSequence(u8, section, "\r\n");
+    var lines = std.mem.splitSequence(u8, body.trailer_section(), "\r\n");
     while (lines.next()) |line| {
         // The decoder has checked them; only the last, after the last CRLF, has no colon.
         const colon = std.mem.indexOfScalar(u8, line, ':') orelse continue;
@@ -171,6 +161,7 @@ fn add_trailers(list: *Object, section: []const u8) capi.Error!void {
         try capi.checked(capi.PyTuple_SetItem(field, 1, try capi.latin1(value)));
         try capi.checked(capi.PyList_Append(list, field));
     }
+    return list;
 }
 
 /// What was read ahead and not given out yet.
@@ -243,7 +234,7 @@ fn read_all(self: *InputStream) capi.Error!*Object {
     return read_growing(self, std.math.maxInt(usize));
 }
 
-/// Collects blocks until `limit` or the end, for a body whose length is not known.
+/// Collects blocks until `limit` or the end, for a body that is still to come.
 fn read_growing(self: *InputStream, limit: usize) capi.Error!*Object {
     const gpa = std.heap.c_allocator;
     var collected: std.ArrayList(u8) = .empty;

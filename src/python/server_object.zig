@@ -54,7 +54,7 @@ pub fn raise_start_error(err: anyerror) capi.Error {
         else => return capi.raise(
             capi.PyExc_OSError,
             "the system refused what the server needs to start: a descriptor (ulimit -n), " ++
-                "epoll or kqueue, or a thread (ulimit -u)",
+                "epoll or kqueue, or a thread (ulimit -u, ulimit -v)",
         ),
     }
     return error.Raised;

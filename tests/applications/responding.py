@@ -330,12 +330,6 @@ def cycle(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[b
     return [f"{Cyclic.alive} left".encode()]
 
 
-def trailers_cycle(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-    """Put the environ into its list of trailers, and read none of the body."""
-    environ["serve_zig.trailers"] += [environ, Cyclic(environ["wsgi.file_wrapper"])]
-    return hello(environ, start_response)
-
-
 def collected(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
     """Use a wrapper that the collector has begun to take apart, as the rest of a cycle may."""
     wrapper = environ["wsgi.file_wrapper"](io.BytesIO(b"its file"))
@@ -486,7 +480,6 @@ ROUTES: dict[str, Application] = {
         faceless,
         file,
         cycle,
-        trailers_cycle,
         collected,
         large_list,
         large_iterator,
