@@ -74,6 +74,7 @@ ATTACKS = (
     Attack("slow heads", "{} heads, one field line every 2 s each", ("slow_heads", "{}")),
     Attack("slow bodies", "{} bodies, one byte every 2 s each", ("slow_bodies", "{}")),
     Attack("slow readers", "{} readers of 1 MiB, 512 bytes every 2 s each", ("slow_readers", "{}")),
+    Attack("stalled readers", "{} that ask for 1 MiB and read nothing", ("stalled_readers", "{}")),
     Attack(
         "slowhttptest -H",
         "its slow heads, {} connections",

@@ -3,7 +3,8 @@
     python benchmarks/attack.py KIND PORT COUNT
 
 slow_heads, slow_bodies, slow_readers: so many connections that go on for ever, a few bytes at a
-time; one that the server ends is replaced. new_connections: so many a second, each with one
+time; one that the server ends is replaced. stalled_readers: the same, and they read nothing at
+all. new_connections: so many a second, each with one
 request. pipeline: one connection that sends as much as is taken. same_fields, new_fields: so many
 heads of 60 KiB a second on one connection, with one field name again and again, or with names
 that come but once.
@@ -150,6 +151,13 @@ class Slow(Attack):
             self.fill()
 
 
+class Stalled(Slow):
+    """Connections that ask and read nothing."""
+
+    def plan(self, fd: int, seconds: float) -> None:
+        """Nothing is ever due."""
+
+
 class NewConnections(Attack):
     """So many a second; each makes a request and is gone with its answer."""
 
@@ -233,6 +241,8 @@ def attack_of(kind: str, port: int, count: int) -> Attack:
         return Slow(port, count, body, b"x", 0)
     if kind == "slow_readers":
         return Slow(port, count, large, b"", 4096)
+    if kind == "stalled_readers":
+        return Stalled(port, count, large, b"", 4096)
     if kind == "new_connections":
         return NewConnections(port, count)
     if kind == "pipeline":

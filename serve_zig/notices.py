@@ -2,6 +2,18 @@
 
 from __future__ import annotations
 
+_STALLED = (
+    ("stalled_for_connections", "limits.connections is reached, and no connection is idle"),
+    ("stalled_for_descriptors", "the process may open no more files (ulimit -n)"),
+    ("stalled_for_buffers", "limits.buffer_memory is reached"),
+    (
+        "stalled_for_kernel_memory",
+        "the kernel's memory for TCP is short (net.ipv4.tcp_mem), or a quarter of the memory of "
+        "the machine or the container is in it",
+    ),
+    ("stalled_for_threads", "requests wait, and every thread is taken (concurrency.threads)"),
+)
+
 
 def text_of(kind: str, address: str) -> str:
     """Return the line for a notice; ``address`` is empty where the peer has none."""
@@ -36,4 +48,10 @@ def text_of(kind: str, address: str) -> str:
             "no response is made far ahead of its client (said once; "
             "serve_zig_buffer_memory_bytes tells how much is held)"
         )
+    for cause, reason in _STALLED:
+        if kind == cause:
+            return (
+                f"{reason}: clients that take nothing of their responses are cut off, the longest "
+                "stalled first (said once; serve_zig_connections_closed_total counts them)"
+            )
     return f"{kind}: {peer}"

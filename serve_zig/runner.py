@@ -139,6 +139,7 @@ def serve(config: Config) -> int:
         for listener in listeners:
             listener.listen(config.integer("listen.backlog"))
         options = core_options(config, connections)
+        options["socket_memory_bytes"] = socket_memory()
         # From here the descriptors are the core's, which closes them when it drains.
         sockets = [
             (one.hand_over(), one.server_name, one.server_port, one.is_shared) for one in listeners
@@ -377,6 +378,18 @@ def core_options(config: Config, connections: int) -> Options:
     options["python_version"] = ".".join(map(str, sys.version_info[:3]))
     options["static"] = core_tables(config)
     return options
+
+
+def socket_memory() -> int:
+    """Return how much of the kernel's memory stalled clients may hold: a quarter of all there is.
+
+    Of the container's limit where there is one, which counts what sockets hold.
+    """
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    container = cgroup.read().memory
+    if container is not None:
+        limits.append(container)
+    return min(limits) // 4
 
 
 def requests_limit(requests: int, jitter: int) -> int:

@@ -177,8 +177,9 @@ KEYS: tuple[Key, ...] = (
         Integer(1, 1_000_000),
         10_000,
         "The most connections at once; past it the longest-idle keep-alive connection is closed, "
-        "and with none idle, accepting pauses. Cut at start, with a warning, where the process may "
-        "not open as many files.",
+        "with none idle the client that has taken nothing of its response for longest, and with "
+        "none of these either, accepting pauses. Cut at start, with a warning, where the process "
+        "may not open as many files.",
     ),
     Key(
         "limits.request_line",
@@ -233,7 +234,8 @@ KEYS: tuple[Key, ...] = (
         256 * MEBIBYTE,
         "How much of all bodies and unsent responses together is held in memory; past it 64 KiB of "
         "each: the rest of a body is in a temporary file, and a response is made no further ahead "
-        "of its client. Past twice as much, bodies of more than 16 KiB are answered 503. Heads of "
+        "of its client, and clients that take nothing of theirs are cut off, the longest stalled "
+        "first. Past twice as much, bodies of more than 16 KiB are answered 503. Heads of "
         "more than 16 KiB have as much of their own; past it they are answered 503. A piece of a "
         "response that stays where the application has it does not count.",
     ),
@@ -279,8 +281,12 @@ KEYS: tuple[Key, ...] = (
     Key(
         "timeouts.write",
         Seconds(_SECONDS_LEAST),
-        30.0,
-        "Without progress on a response; past it the connection is closed.",
+        3600.0,
+        "Without progress on a response: nothing sent, and nothing acknowledged of what was; past "
+        "it the connection is reset. A late bound for clients that pause, such as a proxy that "
+        "has spooled enough: nginx keeps 1 GiB for a slow client and takes nothing more "
+        "meanwhile, some 18 minutes at 1 MB/s and an hour at 300 kB/s. Where room is short, the "
+        "longest stalled client goes before that (docs/PROXIES.md).",
     ),
     Key(
         "timeouts.drain_delay",

@@ -1004,7 +1004,7 @@ def test_options_of_the_core_are_milliseconds_and_bytes(project: Project) -> Non
         "head_timeout_ms": 2,
         "body_timeout_ms": 30_000,
         "keep_alive_timeout_ms": 75_000,
-        "write_timeout_ms": 30_000,
+        "write_timeout_ms": 3_600_000,
         "drain_timeout_ms": 30_000,
         "temporary_directory": options["temporary_directory"],
         "proxy_trusted": "",

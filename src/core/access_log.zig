@@ -243,7 +243,7 @@ pub fn put_pause(
 
 pub fn level_of(reason: reasons.Reason) log_text.Level {
     return switch (reasons.kind(reason)) {
-        .shed => .warning,
+        .shed, .evicted => .warning,
         .bad_request, .timeout, .dropped => .info,
     };
 }

@@ -10,6 +10,7 @@ const sys = @import("sys.zig");
 const pages = @import("pages.zig");
 const predictor = @import("predictor.zig");
 const Exchange = @import("exchange.zig").Exchange;
+const Stall = @import("eviction.zig").Stall;
 const Worker = @import("scheduler.zig").Worker;
 
 pub const State = enum(u8) {
@@ -75,6 +76,8 @@ pub const Connection = struct {
     came_whole: bool = false,
     /// While it lingers: when it ends, whatever still comes (`monotonic_ms`).
     linger_end_ms: u64 = 0,
+    /// Its client still has to take the end of the last answer, which is all in the kernel.
+    waits_for_tail: bool = false,
     /// The poller looks at it again soon; `turn` says `worker` until then.
     coming_back: bool = false,
     /// What it says of a client in forwarded fields is believed.
@@ -90,6 +93,9 @@ pub const Connection = struct {
     deadline_ms: u64 = 0,
     /// When the last request began, or the connection (`monotonic_ns`).
     active_ns: u64 = 0,
+    /// Since when its client has taken nothing; while a response waits for it, in us or in the
+    /// kernel.
+    stall: Stall = .{},
     requests: u32 = 0,
     /// The next slot in the list of free ones.
     next_free: u32 = 0,
@@ -124,6 +130,12 @@ pub const Connection = struct {
         if (self.hangup) return true;
         const seen = self.turn.load(.acquire);
         return seen & (Turn.hangup | Turn.broken) != 0 or sys.has_ended(self.fd);
+    }
+
+    /// It is answered, and what the kernel still holds of the answer is waited for.
+    pub fn has_tail(self: *const Connection) bool {
+        const may_have = self.is_idle() or self.state == .lingering;
+        return may_have and self.waits_for_tail;
     }
 
     /// Whether what the client says of others (forwarded fields, ids, times) is believed.

@@ -40,6 +40,8 @@ pub const suspension = @import("suspension.zig");
 pub const poller = @import("poller.zig");
 pub const server = @import("server.zig");
 pub const overdue = @import("overdue.zig");
+pub const eviction = @import("eviction.zig");
+pub const kernel_memory = @import("kernel_memory.zig");
 pub const health = @import("health.zig");
 pub const inspector = @import("inspector.zig");
 pub const watchdog = @import("watchdog.zig");
@@ -64,6 +66,7 @@ test {
     _ = @import("scheduler_test.zig");
     _ = @import("scheduler_own_test.zig");
     _ = @import("server_test.zig");
+    _ = @import("eviction_test.zig");
     _ = @import("admin_test.zig");
     _ = @import("proxies_test.zig");
     _ = @import("static_test.zig");

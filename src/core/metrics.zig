@@ -113,12 +113,14 @@ pub const Closed = enum {
     keep_alive_timeout,
     /// It made room for a new one: `limits.connections`, or no more descriptors.
     evicted,
+    /// Its client had taken nothing of its response for longest, and something was short.
+    stalled,
     requests_per_connection,
 };
 
 /// Why clients wait in the kernel's backlog.
 pub const Pause = enum {
-    /// `limits.connections`, and none is idle.
+    /// `limits.connections`, and none is idle or stalled.
     connections,
     descriptors,
     memory,

@@ -18,6 +18,12 @@ pub const Kind = enum {
     descriptors_exhausted,
     /// `limits.buffer_memory` is reached.
     buffers_full,
+    /// Clients that take nothing of their responses make room, the longest stalled first.
+    stalled_for_connections,
+    stalled_for_descriptors,
+    stalled_for_buffers,
+    stalled_for_kernel_memory,
+    stalled_for_threads,
 };
 
 pub const Notice = struct {

@@ -99,6 +99,7 @@ fn log(
 /// Why the server itself answered a request, or gave up on its client.
 fn why_ended(record: *const Record) ?reasons.Reason {
     if (record.reason) |reason| return reason;
+    if (record.evicted) return comptime reasons.of("stalled");
     const phase = record.timed_out orelse return null;
     return if (phase == .write) comptime reasons.of("write_timeout") else null;
 }
@@ -107,7 +108,7 @@ fn why_ended(record: *const Record) ?reasons.Reason {
 fn admits(server: *Server, reason: reasons.Reason, now_ms: u64) bool {
     if (!is_wanted(&server.rules, access_log.level_of(reason))) return false;
     const flood: log_writer.Flood = switch (reasons.kind(reason)) {
-        .shed => .shed,
+        .shed, .evicted => .shed,
         .bad_request, .timeout, .dropped => .refused,
     };
     return server.log.admit(flood, now_ms);
@@ -159,7 +160,7 @@ fn count(shard: *metrics_module.Shard, exchange: *const Exchange) void {
     if (record.timed_out) |phase| shard.count_timeout(phase);
     // A request that was dropped in the queue has been counted as that.
     const is_counted = if (record.reason) |reason| reasons.kind(reason) == .dropped else false;
-    if (record.client_gone and !is_counted) {
+    if (record.client_gone and !record.evicted and !is_counted) {
         shard.count_dropped(phase_left(record.status, exchange));
     }
 }

@@ -17,6 +17,7 @@ const request_head = @import("request_head.zig");
 const reactor_module = @import("reactor.zig");
 const deadlines_module = @import("deadlines.zig");
 const connection_module = @import("connection.zig");
+const eviction = @import("eviction.zig");
 const body_module = @import("body.zig");
 const suspension_module = @import("suspension.zig");
 const exchange_module = @import("exchange.zig");
@@ -137,6 +138,8 @@ pub const Poller = struct {
     request_count: u64 = 0,
     date: date_module.Date = .{},
     draining: bool = false,
+    /// Clients that take nothing of their responses.
+    stalled: eviction.Stalled = .{},
     /// When every slot was looked at last and no connection was idle.
     nobody_idle_ms: u64 = 0,
     drain_began_ms: u64 = 0,
@@ -237,6 +240,7 @@ pub const Poller = struct {
         if (self.draining) self.end_drain();
         const has_work = self.complete_count > 0 or self.has_resumed or self.for_files != null;
         self.has_resumed = false;
+        if (server.watches_stalled.load(.seq_cst)) self.stalled.watch(self);
         const timeout = if (has_work) 0 else self.timeout_ns(looks_again);
         const wants_idle = self.draining or self.is_waiting_for_room();
         // A worker that let go of a connection before this was to wake nobody for it: look again.
@@ -244,6 +248,7 @@ pub const Poller = struct {
         server.waiting.store(true, .seq_cst);
         const must_not_wait = !may_wait or server.handed_back.load(.seq_cst) != null or
             server.resumed.load(.seq_cst) != null or server.outcome.load(.seq_cst) != .serving or
+            (self.stalled.look_ms == null and server.watches_stalled.load(.seq_cst)) or
             (self.is_waiting_for_room() and !self.is_full());
         const events = self.reactor.poll(&self.events, if (must_not_wait) 0 else timeout);
         server.waiting.store(false, .seq_cst);
@@ -251,12 +256,16 @@ pub const Poller = struct {
         self.now_ms = self.now_ns / std.time.ns_per_ms;
         for (events) |event| self.on_event(event);
         if (self.pipelined != null) self.take_pipelined();
-        if (!server.buffer_memory.has_room()) server.notify(.buffers_full, &sys.no_address);
+        if (!server.buffer_memory.has_room()) {
+            server.notify(.buffers_full, &sys.no_address);
+            self.stalled.relieve_buffers(self);
+        }
         self.resume_accepting();
         self.expire();
         if (self.draining) self.close_idle();
         if (self.for_files != null) self.answer_files();
         self.submit();
+        if (server.writers.count.load(.seq_cst) > 0) self.stalled.relieve_threads(self);
         self.close_marked();
         if (self.draining) self.end_drain();
     }
@@ -284,6 +293,10 @@ pub const Poller = struct {
         if (self.server.limits_calls()) {
             earliest = @min(earliest orelse self.overdue_ms, self.overdue_ms);
         }
+        if (self.stalled.look_ms) |time| earliest = @min(earliest orelse time, time);
+        if (self.is_waiting_for_room()) if (self.stalled.next_ms()) |time| {
+            earliest = @min(earliest orelse time, time);
+        };
         if (self.wants_to_accept()) {
             const time = self.accept_after_ms;
             earliest = @min(earliest orelse time, time);
@@ -370,7 +383,7 @@ pub const Poller = struct {
             if (connection.state == .closing) {
                 self.mark_closing(connection);
             } else if (connection.state == .writing) {
-                self.set_deadline(connection, self.server.options.write_timeout_ms);
+                self.set_write_deadline(connection);
                 self.proceed(connection, true, seen & Turn.broken != 0);
             } else {
                 self.proceed(connection, false, seen & Turn.broken != 0);
@@ -482,7 +495,8 @@ pub const Poller = struct {
     }
 
     fn is_full(self: *Poller) bool {
-        return self.slots.in_use == self.slots.connections.len and self.find_idle() == null;
+        return self.slots.in_use == self.slots.connections.len and self.find_idle() == null and
+            !self.stalled.has_any(self);
     }
 
     /// Goes on accepting where an event, a full table or missing descriptors had interrupted it.
@@ -526,20 +540,32 @@ pub const Poller = struct {
         return true;
     }
 
-    /// Closes what has ended, or else the connection that has been idle longest, for a client in
-    /// the backlog. False when none is idle, or nobody waits, so that nobody has to go: accept(2)
-    /// finds out that there are no descriptors before it looks for a client.
+    /// Closes what has ended, or else the connection that has been idle longest, or else the one
+    /// whose client has taken nothing of its response for longest, for a client in the backlog.
+    /// False when there is no room yet, or nobody waits, so that nobody has to go: accept(2) finds
+    /// out that there are no descriptors before it looks for a client.
     fn make_room(self: *Poller, listener: *Listener, why: notices_module.Kind) bool {
         if (!sys.may_be_ready(listener.fd, .readable)) {
             self.end_backlog(listener);
             return false;
         }
         if (self.closing == null) {
-            const idle = self.find_idle() orelse return false;
+            const idle = self.find_idle() orelse return self.evict_stalled(why);
             self.lane.shard.count_closed(.evicted);
             self.server.notify(why, &sys.no_address);
             self.mark_closing(idle);
         }
+        self.close_marked();
+        return true;
+    }
+
+    /// False as long as there is no room, which may be soon.
+    fn evict_stalled(self: *Poller, why: notices_module.Kind) bool {
+        const need: eviction.Need = switch (why) {
+            .descriptors_exhausted => .descriptors,
+            else => .connections,
+        };
+        if (!self.stalled.evict(self, need) or self.closing == null) return false;
         self.close_marked();
         return true;
     }
@@ -562,6 +588,8 @@ pub const Poller = struct {
         if (self.accept_pause != null) return;
         // It only has an event on its way.
         if (why == .connections and self.find_longest_idle() != null) return;
+        // A client that has stalled makes room in a moment.
+        if (why == .connections and self.stalled.look_ms != null) return;
         self.accept_pause = why;
         observer.note_pause(self.server, &self.lane, why);
     }
@@ -702,6 +730,7 @@ pub const Poller = struct {
 
     /// A request begins on a connection that had none in progress.
     fn begin_first(self: *Poller, connection: *Connection, exchange: *Exchange) void {
+        connection.waits_for_tail = false;
         if (!connection.pipelines) self.asked_ns = self.now_ns;
         connection.pipelines = false;
         self.begin_record(exchange, self.now_ns);
@@ -987,7 +1016,7 @@ pub const Poller = struct {
         server.count_answered();
         connection.state = .writing;
         connection.after = if (persists) .keep else .close;
-        self.set_deadline(connection, server.options.write_timeout_ms);
+        self.set_write_deadline(connection);
         const output = &exchange.output;
         self.note_answer(exchange, answer.status, answer.bytes);
         output.take(server.gpa, connection.fd, answer) catch return self.mark_closing(connection);
@@ -1035,7 +1064,7 @@ pub const Poller = struct {
     /// After an answer of the server's own has been written.
     fn finish_own(self: *Poller, connection: *Connection) void {
         if (connection.state == .closing) return self.mark_closing(connection);
-        self.set_deadline(connection, self.server.options.write_timeout_ms);
+        self.set_write_deadline(connection);
         self.flush(connection);
     }
 
@@ -1067,12 +1096,14 @@ pub const Poller = struct {
             var budget: u64 = turn_bytes_max;
             while (!output.is_empty()) {
                 if (budget == 0) {
+                    self.set_write_deadline(connection);
                     self.server.sending.add(connection, .write);
                     return self.come_back_to_write(connection);
                 }
                 const count = output.send(self.server.gpa, connection.fd, budget) catch |err| {
                     switch (err) {
                         error.WouldBlock => {
+                            self.begin_stall(connection);
                             return self.server.sending.add(connection, .write);
                         },
                         error.FileEnded => if (connection.after == .proceed) {
@@ -1088,7 +1119,6 @@ pub const Poller = struct {
                 exchange.record.bytes_sent += count;
                 self.lane.shard.bytes_sent.add(count);
                 budget -|= count;
-                self.set_deadline(connection, self.server.options.write_timeout_ms);
             }
         }
         if (connection.after != .proceed) self.finish(connection);
@@ -1217,12 +1247,12 @@ pub const Poller = struct {
         if (connection.unread) self.come_back(connection);
     }
 
-    fn mark_closing(self: *Poller, connection: *Connection) void {
+    pub fn mark_closing(self: *Poller, connection: *Connection) void {
         std.debug.assert(connection.next_handed_back == null);
         if (connection.exchange) |exchange| if (exchange.continuation != null) {
             // The producer has to hear of it first; the connection comes back when it has.
             connection.abandoned = true;
-            if (exchange.record.timed_out == null) exchange.record.client_gone = true;
+            exchange.record.note_client_gone();
             return self.resume_parked(connection);
         };
         self.give_up(connection);
@@ -1241,7 +1271,7 @@ pub const Poller = struct {
             if (record.status == 0) {
                 record.timing.pass(phase_of(connection.state), sys.monotonic_ns());
             }
-            if (record.timed_out == null) record.client_gone = true;
+            record.note_client_gone();
         }
         self.finish(connection);
     }
@@ -1272,7 +1302,47 @@ pub const Poller = struct {
         self.deadlines.ensure(connection.index, connection.deadline_ms);
     }
 
+    /// For a response whose client has just taken something, or is about to.
+    pub fn set_write_deadline(self: *Poller, connection: *Connection) void {
+        connection.stall.since_ms = self.now_ms;
+        self.set_deadline(connection, self.server.options.write_timeout_ms);
+    }
+
+    /// The client has to take some of what is in the kernel before more can be sent.
+    fn begin_stall(self: *Poller, connection: *Connection) void {
+        self.set_write_deadline(connection);
+        connection.stall.begin(connection.fd, self.now_ms);
+        self.stalled.watch(self);
+    }
+
+    /// Whether the client of an answered request still takes the end of the answer out of the
+    /// kernel, which would drop it in time if the connection were closed: Linux gives a client of a
+    /// closed socket that takes nothing some minutes.
+    fn waits_for_tail(self: *Poller, connection: *Connection) bool {
+        if (self.draining or connection.hangup) return false;
+        const fd = connection.fd;
+        // Our FIN counts as one.
+        if ((sys.unacknowledged(fd) orelse 0) <= 1) return false;
+        if (!connection.waits_for_tail) {
+            connection.waits_for_tail = true;
+            connection.stall.begin(fd, self.now_ms);
+            self.stalled.watch(self);
+            return true;
+        }
+        if (connection.stall.has_moved(fd, self.now_ms)) return true;
+        return self.now_ms - connection.stall.since_ms < self.server.options.write_timeout_ms;
+    }
+
+    /// Whether the connection holds more than its equal share of `limits.buffer_memory`.
+    pub fn holds_share(self: *const Poller, connection: *const Connection) bool {
+        const exchange = connection.exchange orelse return false;
+        const options = &self.server.options;
+        const share = @max(1, options.buffer_memory_bytes / options.connections);
+        return exchange.output.buffer.len + exchange.body.counted >= share;
+    }
+
     fn expire(self: *Poller) void {
+        self.stalled.look(self);
         while (self.deadlines.take_due(self.now_ms)) |index| {
             const connection = &self.slots.connections[index];
             if (connection.turn.load(.acquire) & Turn.worker != 0) {
@@ -1298,6 +1368,9 @@ pub const Poller = struct {
         switch (connection.state) {
             .reading_proxy_header => self.turn_away(connection, "proxy_header_timeout"),
             .reading_head => if (connection.exchange == null) {
+                if (self.waits_for_tail(connection)) {
+                    return self.set_deadline(connection, linger_ms);
+                }
                 self.lane.shard.count_closed(.keep_alive_timeout);
                 self.mark_closing(connection);
             } else {
@@ -1310,10 +1383,15 @@ pub const Poller = struct {
                 self.resume_parked(connection);
             },
             .writing => {
+                if (connection.stall.has_moved(connection.fd, self.now_ms)) {
+                    return self.set_write_deadline(connection);
+                }
                 if (connection.exchange) |exchange| exchange.record.timed_out = .write;
                 self.mark_closing(connection);
             },
-            .lingering => self.mark_closing(connection),
+            .lingering => if (self.waits_for_tail(connection)) {
+                self.set_deadline(connection, linger_ms);
+            } else self.mark_closing(connection),
             .free, .queued, .running, .closing => {},
         }
     }
@@ -1384,7 +1462,9 @@ pub const Poller = struct {
             .reading_body => receive_by_ms,
             // A client that has sent all that it wanted to needs no time to stop sending.
             .lingering => if (!connection.came_whole) return else self.now_ms + drain_linger_ms,
-            .free, .queued, .running, .suspended, .writing, .closing => return,
+            // One that has stalled for longer would only keep the drain from its end.
+            .writing => connection.stall.since_ms +| self.server.options.drain_timeout_ms,
+            .free, .queued, .running, .suspended, .closing => return,
         };
         connection.deadline_ms = @min(connection.deadline_ms, limit_ms);
     }

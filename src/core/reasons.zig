@@ -19,6 +19,9 @@ pub const Kind = enum {
     timeout,
     /// Nobody waited for the answer any more.
     dropped,
+    /// The client took nothing of its answer while others needed the room. Counted with the
+    /// connections that were closed.
+    evicted,
 };
 
 const Entry = struct { []const u8, Kind };
@@ -37,6 +40,7 @@ const own = [_]Entry{
     .{ "write_timeout", .timeout },
     .{ "proxy_header_timeout", .timeout },
     .{ "client_gone", .dropped },
+    .{ "stalled", .evicted },
     .{ "connect", .bad_request },
     .{ "misdirected", .bad_request },
     .{ "body_too_large", .bad_request },

@@ -23,6 +23,8 @@ pub const Record = struct {
     timed_out: ?Phase = null,
     /// Why the application could not read the body to its end.
     body_error: ?ReadError = null,
+    /// The client took nothing of the answer, and made room for others.
+    evicted: bool = false,
     /// The client left before it had the whole answer.
     client_gone: bool = false,
     /// The worker that runs it or ran it last.
@@ -44,6 +46,11 @@ pub const Record = struct {
     /// From the client's first proxy that tells to the application.
     pub fn waited_ns(self: *const Record) u64 {
         return self.waited_before_ns + self.timing.of(.queue) + self.timing.of(.gil);
+    }
+
+    /// It will not get the whole answer, if nobody has given it up before.
+    pub fn note_client_gone(self: *Record) void {
+        if (self.timed_out == null and !self.evicted) self.client_gone = true;
     }
 
     pub fn is_open(self: *const Record) bool {

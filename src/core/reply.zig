@@ -14,6 +14,7 @@ const response_head = @import("response_head.zig");
 const body_module = @import("body.zig");
 const Connection = @import("connection.zig").Connection;
 const Call = @import("overdue.zig").Call;
+const ClientWait = @import("eviction.zig").ClientWait;
 const access_log = @import("access_log.zig");
 const log_text = @import("log_text.zig");
 const Counter = @import("metrics.zig").Counter;
@@ -30,6 +31,8 @@ pub const Limits = struct {
     memory_bytes_max: usize,
     /// Without progress.
     timeout_ms: u64,
+    /// The same while the server drains.
+    drain_timeout_ms: u64 = std.math.maxInt(u64),
     /// Whether the head says where the time went (W3C Server Timing).
     server_timing: bool = false,
 };
@@ -130,6 +133,8 @@ pub const Reply = struct {
     /// Whose response it is, where application calls have a time limit.
     call: ?*Call = null,
     pusher: ?Pusher = null,
+    /// Its thread waits for the client, which the poller may end.
+    client_wait: ClientWait = .{},
     /// Whether the piece in progress may wait in the kernel for the next one.
     holds: bool = false,
     /// When the last piece was given (`monotonic_ns`).
@@ -739,17 +744,32 @@ pub const Reply = struct {
     }
 
     fn wait_writable(self: *Reply) WriteError!void {
-        const fd = self.connection.fd;
         const record = &self.exchange.record;
         record.timing.pass(.app, sys.monotonic_ns());
         self.phase.store(.write, .release);
-        const ready = self.interlude.wait_ready(fd, .writable, self.limits.timeout_ms);
+        const end = self.wait_for_client();
         if (self.call) |call| call.touch(sys.monotonic_ms());
         self.phase.store(.app, .release);
         record.timing.pass(.write, sys.monotonic_ns());
-        if (ready) return;
-        record.timed_out = .write;
+        switch (end) {
+            .ready => return,
+            .timed_out => record.timed_out = .write,
+            .evicted => {
+                record.evicted = true;
+                self.connection.resets = true;
+            },
+        }
         return self.fail();
+    }
+
+    fn wait_for_client(self: *Reply) ClientWait.End {
+        const thread_state = self.interlude.leave();
+        defer self.interlude.enter(thread_state);
+        return self.client_wait.wait(self.connection, .{
+            .timeout_ms = self.limits.timeout_ms,
+            .drain_timeout_ms = self.limits.drain_timeout_ms,
+            .is_draining = self.draining,
+        });
     }
 
     fn fail(self: *Reply) WriteError {

@@ -362,6 +362,13 @@ pub fn Scheduler(comptime Host: type) type {
             }
         }
 
+        /// How many requests wait while no thread is free for them.
+        pub fn count_starved(self: *Self) usize {
+            self.mutex.lock();
+            defer self.mutex.unlock();
+            return if (self.running < self.options.threads) 0 else self.ready_count;
+        }
+
         pub fn counts(self: *Self) Counts {
             self.mutex.lock();
             defer self.mutex.unlock();

@@ -26,6 +26,7 @@ const observer = @import("observer.zig");
 const reasons = @import("reasons.zig");
 const request_ids = @import("request_id.zig");
 const connection_module = @import("connection.zig");
+const eviction = @import("eviction.zig");
 const overdue_module = @import("overdue.zig");
 const poller_module = @import("poller.zig");
 const Poller = poller_module.Poller;
@@ -58,10 +59,12 @@ pub const Options = struct {
     requests_per_connection: u32 = 0,
     response_memory_bytes: u64 = 1024 * 1024,
     buffer_memory_bytes: u64 = 256 * 1024 * 1024,
+    /// Of unacknowledged bytes of all stalled clients, in the kernel; 0: no limit.
+    socket_memory_bytes: u64 = 0,
     head_timeout_ms: u64 = 10_000,
     body_timeout_ms: u64 = 30_000,
     keep_alive_timeout_ms: u64 = 75_000,
-    write_timeout_ms: u64 = 30_000,
+    write_timeout_ms: u64 = 3_600_000,
     drain_timeout_ms: u64 = 30_000,
     /// Where request bodies beyond `body_memory_bytes` go.
     temporary_directory: []const u8 = "/tmp",
@@ -116,6 +119,7 @@ pub const Options = struct {
         return .{
             .memory_bytes_max = @intCast(self.response_memory_bytes),
             .timeout_ms = self.write_timeout_ms,
+            .drain_timeout_ms = self.drain_timeout_ms,
             .server_timing = self.server_timing,
         };
     }
@@ -259,6 +263,10 @@ pub const Server = struct {
     drain_requested: std.atomic.Value(bool) = .init(false),
     /// The poller must hear of connections that become idle: it drains, or has no room for clients.
     wants_idle: std.atomic.Value(bool) = .init(false),
+    /// There may be clients that take nothing, so that the poller has to look at them.
+    watches_stalled: std.atomic.Value(bool) = .init(false),
+    /// Workers that wait for such a client.
+    writers: eviction.Writers,
     /// While it drains: until when the rest of a request is waited for (`monotonic_ms`).
     receive_by_ms: std.atomic.Value(u64) = .init(std.math.maxInt(u64)),
     /// Responses say that the connection will be closed.
@@ -329,6 +337,7 @@ pub const Server = struct {
             .buffer_memory = .init(options.buffer_memory_bytes),
             .streams = .{ .max = options.threads / 2 },
             .application = application,
+            .writers = .{ .context = self, .wake = watch_stalled },
             .scheduler = scheduler,
             .proxies = proxies,
             .pool = .{
@@ -384,6 +393,7 @@ pub const Server = struct {
         if (self.limits_calls()) crew.reply.call = &crew.call;
         crew.reply.watch(&crew.lane.shard.bytes_sent, &crew.current.phase);
         crew.reply.pusher = .{ .context = self, .wake = wake_pusher };
+        crew.reply.client_wait.writers = &self.writers;
     }
 
     /// After every worker has returned.
@@ -617,6 +627,19 @@ pub const Server = struct {
         self.scheduler.wake_monitor();
     }
 
+    /// A client stalls: the poller looks at it within a second, even if nothing else happens.
+    fn watch_stalled(context: *anyopaque) void {
+        const self: *Server = @ptrCast(@alignCast(context));
+        if (!self.watches_stalled.swap(true, .seq_cst)) self.wake_waiting_poller();
+    }
+
+    /// What the client has not taken is the poller's to send; before it gets the connection.
+    fn begin_stall(self: *Server, connection: *Connection) void {
+        const now_ms = sys.monotonic_ms();
+        connection.deadline_ms = now_ms + self.options.write_timeout_ms;
+        connection.stall.begin(connection.fd, now_ms);
+    }
+
     /// The monitor's: sends what responses in progress hold back. Whether there was any.
     pub fn on_tick(self: *Server) bool {
         var found = false;
@@ -728,7 +751,7 @@ pub const Server = struct {
         if (!is_sent) {
             self.sending.add(connection, .write);
             connection.state = .writing;
-            connection.deadline_ms = sys.monotonic_ms() + self.options.write_timeout_ms;
+            self.begin_stall(connection);
         } else if (after == .keep and !exchange.has_more() and !connection.unread) {
             self.pool.release(exchange);
             connection.exchange = null;
@@ -739,6 +762,8 @@ pub const Server = struct {
             return self.hand_back(connection);
         }
         self.give_up_turn(connection);
+        // After it, so that the poller, who looks at the turns, sees this one or is told.
+        if (!is_sent) watch_stalled(self);
     }
 
     /// The poller has answered for the application, whose output was dropped.
@@ -776,10 +801,11 @@ pub const Server = struct {
         self.sending.add(connection, .write);
         // Only the poller can begin a wait that may be shorter than the heap's entry.
         if (connection.exchange.?.suspension != null) return self.hand_back(connection);
-        connection.deadline_ms = sys.monotonic_ms() + self.options.write_timeout_ms;
+        self.begin_stall(connection);
         // The socket need not be full: no event may tell of it.
         if (connection.exchange.?.output.file.remaining > 0) return self.hand_back(connection);
         self.give_up_turn(connection);
+        watch_stalled(self);
     }
 
     /// From here the connection may be the poller's. If the poller saw something while it was the

@@ -398,6 +398,21 @@ pub fn limit_unsent(fd: Fd, bytes: u32) void {
     _ = c.setsockopt(fd, c.IPPROTO.TCP, tcp_notsent_lowat, &value, @sizeOf(c_int));
 }
 
+/// What the peer's kernel has not acknowledged of all that was sent; on a unix socket, what the
+/// peer has not read, and more. Null where the system does not tell.
+pub fn unacknowledged(fd: Fd) ?u32 {
+    var count: c_int = 0;
+    if (is_linux) {
+        const siocoutq = 0x5411; // tcp(7), unix(7)
+        if (c.ioctl(fd, siocoutq, &count) != 0) return null;
+    } else {
+        const so_nwrite = 0x1024;
+        var size: c.socklen_t = @sizeOf(c_int);
+        if (c.getsockopt(fd, c.SOL.SOCKET, so_nwrite, &count, &size) != 0) return null;
+    }
+    return @intCast(@max(0, count));
+}
+
 /// Says that nothing more will be sent; the client can still be read.
 pub fn shutdown_send(fd: Fd) void {
     _ = c.shutdown(fd, c.SHUT.WR);
@@ -606,6 +621,15 @@ pub fn read_at(fd: Fd, buffer: []u8, offset: u64) FileError!usize {
         if (errno() != .INTR) return error.Unexpected;
     }
     return done;
+}
+
+/// The beginning of a small file, such as those below /proc; null where it cannot be read.
+pub fn read_text(path: [*:0]const u8, buffer: []u8) ?[]const u8 {
+    const fd = c.open(path, .{ .ACCMODE = .RDONLY, .CLOEXEC = true });
+    if (fd < 0) return null;
+    defer close(fd);
+    const count = c.read(fd, buffer.ptr, buffer.len);
+    return if (count < 0) null else buffer[0..@intCast(count)];
 }
 
 // ---- Log files ---------------------------------------------------------------------------------

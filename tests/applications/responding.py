@@ -381,6 +381,22 @@ def large_iterator(environ: WSGIEnvironment, start_response: StartResponse) -> I
     return Fresh(count, "large_iterator")
 
 
+def large_small_pieces(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """Answer 20 MB in pieces that are copied for a client that does not take them."""
+    events.record("large", kind="small_pieces")
+    start_response("200 OK", PLAIN)
+    return (b"s" * 10_000 for _ in range(2000))
+
+
+def large_write(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """Give 20 MB to write()."""
+    write = start_response("200 OK", PLAIN)
+    events.record("large", kind="write")
+    for _ in range(2000):
+        write(b"w" * 10_000)
+    return []
+
+
 def drip(environ: WSGIEnvironment, start_response: StartResponse) -> Iterator[bytes]:
     """Yield a short piece again and again until nobody wants more."""
     start_response("200 OK", PLAIN)
@@ -467,6 +483,8 @@ ROUTES: dict[str, Application] = {
         collected,
         large_list,
         large_iterator,
+        large_small_pieces,
+        large_write,
         drip,
         gated,
         reading,
