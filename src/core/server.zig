@@ -506,6 +506,7 @@ pub const Server = struct {
         const total = self.connection_count.load(.monotonic);
         const lingering = self.lingering.get();
         const suspended = self.suspended.get();
+        const resumed = scheduled.begun;
         const busy = scheduled.running + scheduled.ready;
         var found: metrics_module.Gauges = .{
             .queue_depth = scheduled.ready,
@@ -528,9 +529,9 @@ pub const Server = struct {
         found.connections = .init(.{
             .idle = total -| in_use -| lingering,
             .reading = in_use -| busy -| sending,
-            .queued = scheduled.ready,
+            .queued = scheduled.ready + resumed,
             .running = scheduled.running,
-            .writing = sending -| suspended,
+            .writing = sending -| suspended -| resumed,
             .suspended = suspended,
             .lingering = lingering,
         });
@@ -641,7 +642,7 @@ pub const Server = struct {
         const timing = &exchange.record.timing;
         if (exchange.continuation) |continuation| {
             exchange.continuation = null;
-            timing.pass(.write, worker.started_ns);
+            timing.pass_wait(worker.attach_ns, worker.attached_ns, worker.started_ns);
             self.sending.remove(exchange);
             exchange.record.thread = worker.index;
             crew.current.set(connection, exchange);
