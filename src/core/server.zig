@@ -588,6 +588,31 @@ pub const Server = struct {
         self.wake_waiting_poller();
     }
 
+    /// Reads from the body of a request whose response is parked, for another thread of the
+    /// application, which has the GIL. The poller leaves the body and the socket's receiving side
+    /// alone meanwhile, and the request does not end before its `InputStream` is free. `NotAsked`:
+    /// the client waits for 100 (Continue), which must not come in the middle of what the poller
+    /// sends.
+    pub fn read_parked_body(
+        self: *Server,
+        connection: *Connection,
+        destination: []u8,
+    ) (error{NotAsked} || body_module.ReadError)!usize {
+        const body = &connection.exchange.?.body;
+        const body_error = &connection.exchange.?.record.body_error;
+        if (body_error.*) |err| return err;
+        if (body.mode == .streamed and !body.complete) {
+            if (self.is_child) return error.ClientGone;
+            if (body.continue_due) return error.NotAsked;
+        }
+        const interlude = self.application.interlude;
+        return body.read(connection.fd, destination, &self.body_limits, interlude) catch |err| {
+            // The rest of the record is the poller's now.
+            body_error.* = err;
+            return err;
+        };
+    }
+
     fn drop_resumed(self: *Server) void {
         var first = self.resumed.swap(null, .acquire);
         while (first) |suspension| {
