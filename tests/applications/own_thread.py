@@ -13,14 +13,17 @@ resumes: dict[str, Callable[[], None]] = {}
 
 
 def waiting(environ: WSGIEnvironment, start_response: StartResponse) -> Iterator[bytes]:
-    """Wait for /resume; "name" or "name&any", which lets any thread go on."""
+    """Wait for /resume, twice; "name" or "name&any", which lets any thread go on the second time."""
     name, _, how = environ["QUERY_STRING"].partition("&")
     start_response("200 OK", PLAIN)
-    if how == "any":
-        environ["serve_zig.any_thread"]()
     began = threading.get_ident()
     try:
         yield b"begun "
+        resumes[name] = environ["x-wsgiorg.suspend"]()
+        yield b""
+        if how == "any":
+            environ["serve_zig.any_thread"]()
+        yield b"again "
         resumes[name] = environ["x-wsgiorg.suspend"]()
         yield b""
         # The last piece is seen as soon as it is made, wherever the response ends.
