@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from serving import Server, Servers, wait_until
-from wire import Connection, all_closed, get, post
+from wire import PATIENCE, Connection, all_closed, get, post
 
 PIECE_BYTES = 65536
 APP = "own_thread:app"
@@ -31,7 +31,7 @@ def open_streams(server: Server, target: str, count: int) -> list[Connection]:
         connection.send(get(target.format(number)))
         opened.append(connection)
         # As long as one is running it cannot be told from a parked one but by a request of its own.
-        wait_until(lambda: is_idle(server), 10, lambda: "the stream was not parked")
+        wait_until(lambda: is_idle(server), PATIENCE, lambda: "the stream was not parked")
     return opened
 
 
@@ -64,7 +64,7 @@ class Reader:
 
     def join(self) -> None:
         """Wait for the end, and check that it is one."""
-        self._thread.join(30)
+        self._thread.join(PATIENCE)
         assert self.error is None, self.error
         assert self.is_whole
 
@@ -87,7 +87,7 @@ def test_sqlite_stream_whose_thread_is_in_another_call(serve: Servers) -> None:
         readers = [Reader(stream) for stream in streams]
         wait_until(
             lambda: sum(reader.is_whole for reader in readers) == 2,
-            20,
+            PATIENCE,
             lambda: f"{[len(reader.chunks) for reader in readers]} pieces have come",
         )
         # Much longer than it takes to go on.
@@ -114,7 +114,7 @@ def test_abandoned_streams_are_closed_in_their_threads(serve: Servers) -> None:
         piece = stream.chunk()
         idents[str(number)] = int(piece.split(b'"ident": ')[1].split(b",")[0])
     assert len(set(idents.values())) == 4
-    wait_until(lambda: is_idle(server), 10, lambda: "the streams were not parked")
+    wait_until(lambda: is_idle(server), PATIENCE, lambda: "the streams were not parked")
     with all_closed(block(server, 2)) as blocked:
         for stream in streams:
             stream.reset()
@@ -143,7 +143,7 @@ def test_files_are_closed_in_their_threads(serve: Servers) -> None:
         for reader in readers:
             reader.start()
         for reader in readers:
-            reader.join(20)
+            reader.join(PATIENCE)
         # The clients have all of it, and do not wait.
         assert lengths == [8 << 20] * 4
         server.wait_event("closed", count=2)
@@ -232,12 +232,12 @@ def test_suspended_stream_whose_thread_is_in_another_call(serve: Servers, how: s
             stream.send(get(f"/waiting?{name}&{how}"))
             assert stream.head().status == 200
             assert stream.chunk() == b"begun "
-            wait_until(lambda: is_idle(server), 10, lambda: "the stream was not suspended")
+            wait_until(lambda: is_idle(server), PATIENCE, lambda: "the stream was not suspended")
         # Each has a thread of its own now.
         for name, stream in zip(names, streams, strict=True):
             assert server.exchange(get(f"/resume?{name}")).status == 200
             assert stream.chunk() == b"again "
-        wait_until(lambda: is_idle(server), 10, lambda: "not all are suspended again")
+        wait_until(lambda: is_idle(server), PATIENCE, lambda: "not all are suspended again")
         with all_closed(block(server, 2)) as blocked:
             for name in names:
                 assert server.exchange(get(f"/resume?{name}")).status == 200
@@ -274,11 +274,12 @@ def test_input_is_read_while_the_response_is_suspended(serve: Servers, how: str,
     half = size // 2
     with server.connect() as connection:
         connection.send(post(f"/reading?{how}", b"a" * half + b"b" * half))
-        wait_until(lambda: is_idle(server), 10, lambda: "the response was not suspended")
+        wait_until(lambda: is_idle(server), PATIENCE, lambda: "the response was not suspended")
         server.open_gate("read")
-        (event,) = server.wait_event("read")
-        assert connection.response().status == 200
-    assert event["found"] == ["a" * half, "b" * half, ""]
+        (event,) = server.wait_event("lengths")
+        assert event["found"] == [half, half, 0]
+        body = connection.response().body.removeprefix(b"begun ")
+    assert body == b"a" * half + b"|" + b"b" * half + b"|"
 
 
 def test_input_that_still_comes_is_read_while_the_response_is_suspended(serve: Servers) -> None:
@@ -291,7 +292,7 @@ def test_input_that_still_comes_is_read_while_the_response_is_suspended(serve: S
         )
         assert connection.interim_response().status == 100
         connection.send(b"aaaaa")
-        wait_until(lambda: is_idle(server), 10, lambda: "the response was not suspended")
+        wait_until(lambda: is_idle(server), PATIENCE, lambda: "the response was not suspended")
         server.open_gate("read")
         server.wait_event("reading")
         time.sleep(0.1)
@@ -310,7 +311,7 @@ def test_input_that_was_not_asked_for_says_why_it_cannot_be_read(serve: Servers)
             b"POST /reading?unasked HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n"
             b"Expect: 100-continue\r\n\r\n"
         )
-        wait_until(lambda: is_idle(server), 10, lambda: "the response was not suspended")
+        wait_until(lambda: is_idle(server), PATIENCE, lambda: "the response was not suspended")
         server.open_gate("read")
         (event,) = server.wait_event("read")
     assert event["found"][1].startswith("RuntimeError: wsgi.input cannot be read while its")
@@ -326,12 +327,12 @@ def test_client_that_leaves_while_input_is_read_in_a_suspended_response(serve: S
     )
     assert connection.interim_response().status == 100
     connection.send(b"aaaaa")
-    wait_until(lambda: is_idle(server), 10, lambda: "the response was not suspended")
+    wait_until(lambda: is_idle(server), PATIENCE, lambda: "the response was not suspended")
     server.open_gate("read")
     server.wait_event("reading")
     connection.reset()
     server.wait_event("failed", kind="ConnectionResetError")
-    wait_until(lambda: is_idle(server), 10, lambda: "the response has not ended")
+    wait_until(lambda: is_idle(server), PATIENCE, lambda: "the response has not ended")
     assert server.exchange(get("/fast?after")).status == 200
     assert server.stop() == 0
 
@@ -343,6 +344,6 @@ def test_write_while_the_response_is_suspended_says_so(serve: Servers) -> None:
         connection.send(get("/writing"))
         assert connection.head().status == 200
         assert connection.chunk() == b"begun "
-        wait_until(lambda: is_idle(server), 10, lambda: "the response was not suspended")
+        wait_until(lambda: is_idle(server), PATIENCE, lambda: "the response was not suspended")
         server.open_gate("write")
         assert connection.chunk().startswith(b"a callable of the request was called while its")

@@ -13,7 +13,7 @@ resumes: dict[str, Callable[[], None]] = {}
 
 
 def waiting(environ: WSGIEnvironment, start_response: StartResponse) -> Iterator[bytes]:
-    """Wait for /resume, twice; "name" or "name&any", which lets any thread go on the second time."""
+    """Wait for /resume, twice; "name", or "name&any": the second time any thread may go on."""
     name, _, how = environ["QUERY_STRING"].partition("&")
     start_response("200 OK", PLAIN)
     began = threading.get_ident()
@@ -92,7 +92,9 @@ def reading(environ: WSGIEnvironment, start_response: StartResponse) -> Iterator
     reader.join()
     if how != "piece":
         start_response("200 OK", PLAIN)
-    events.record("read", found=found)
+    # A line that is short: the test may read the file while it is written.
+    events.record("read", found=[one if len(one) < 300 else one[:1] * 300 for one in found])
+    events.record("lengths", found=[len(one) for one in found])
     yield "|".join(found).encode()
 
 
