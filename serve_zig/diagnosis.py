@@ -102,7 +102,11 @@ def _fields(request: Request) -> dict[str, str | None]:
 
 def describe(request: Request) -> str:
     """Return one request on one line, with nothing that a client sent unescaped."""
-    thread = "" if request["thread"] is None else f", thread serve-zig-{request['thread']}"
+    thread = ""
+    if request["thread"] is not None:
+        # In the queue with a thread: parked before, and only that one may go on with it.
+        role = "waits for thread" if request["phase"] == "queue" else "thread"
+        thread = f", {role} serve-zig-{request['thread']}"
     client = escape(request["client"]) or "a unix socket"
     return (
         f'{escape(request["method"])} "{escape(request["target"])}" from {client} '

@@ -233,6 +233,15 @@ pub const Sending = struct {
         if (phase != .body) self.count += 1;
     }
 
+    /// A response that was parked waits for a worker again: for that which ran it last, or for any.
+    /// The owner.
+    pub fn requeue(self: *Sending, exchange: *Exchange, is_own: bool) void {
+        self.mutex.lock();
+        defer self.mutex.unlock();
+        exchange.sending_phase = .queue;
+        if (!is_own) exchange.record.thread = null;
+    }
+
     /// The owner, before anything of the request changes.
     pub fn remove(self: *Sending, exchange: *Exchange) void {
         if (exchange.sending_connection == null) return;
@@ -399,6 +408,9 @@ test "in flight: what is being sent is listed until it is not" {
         const last = info.request_id.slice()[info.request_id.len - 1];
         try testing.expectEqual('1' + index, last);
     }
+    sending.requeue(connections[1].exchange.?, true);
+    try testing.expectEqual(3, sending.read(&buffer, 2));
+    try testing.expectEqual(Phase.queue, buffer[1].phase);
     for ([_]usize{ 1, 0, 0, 2 }, [_]u32{ 2, 1, 1, 0 }) |index, left| {
         sending.remove(connections[index].exchange.?);
         try testing.expectEqual(left, sending.size());

@@ -1133,14 +1133,16 @@ pub const Poller = struct {
         }
     }
 
-    /// The client took all that was ahead of it: the producer goes on.
+    /// The client took all that was ahead of it, or has gone: the producer goes on, which may have
+    /// to wait for its thread.
     fn resume_parked(self: *Poller, connection: *Connection) void {
         const exchange = connection.exchange.?;
-        if (connection.state == .suspended) {
-            self.server.suspended.take_one();
-            // It was the application that it waited for.
-            exchange.record.timing.pass(.app, sys.monotonic_ns());
-        }
+        const is_suspended = connection.state == .suspended;
+        if (is_suspended) self.server.suspended.take_one();
+        // A suspended one has waited for the application.
+        const phase: Phase = if (is_suspended) .app else .write;
+        exchange.record.timing.pass(phase, sys.monotonic_ns());
+        self.server.sending.requeue(exchange, connection.worker != null);
         self.end_suspension(connection, exchange);
         self.has_resumed = true;
         connection.state = .queued;
@@ -1253,6 +1255,9 @@ pub const Poller = struct {
             // The producer has to hear of it first; the connection comes back when it has.
             connection.abandoned = true;
             exchange.record.note_client_gone();
+            // Its thread may be busy for long: what nobody will read takes no memory meanwhile.
+            if (!exchange.output.is_empty()) connection.resets = true;
+            exchange.output.deinit(self.server.gpa);
             return self.resume_parked(connection);
         };
         self.give_up(connection);

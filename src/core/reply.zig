@@ -101,6 +101,8 @@ pub const Progress = struct {
     too_long: bool = false,
     /// The wait that a suspended producer goes on from ended by its time.
     timed_out: bool = false,
+    /// The application lets any worker go on when it has parked.
+    any_thread: bool = false,
     framing: Framing = .none,
     remaining: u64 = 0,
     /// For the log.

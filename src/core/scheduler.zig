@@ -14,14 +14,16 @@
 //! A worker without work parks; the one that parked last is woken first, so that thread-local
 //! resources of the application stay as few as the load needs. All state is under `mutex`, which is
 //! never held during a system call (but a futex's or the poller's wake), a poll, an application
-//! call or a wait for the GIL. `Host` brings what the scheduler does not know (see `Server`, and
-//! the fake in the tests):
+//! call or a wait for the GIL.
 //!
-//! A request that has begun and parked (its client is slow) goes on with the worker that began it,
-//! so that what an application ties to a thread stays with the response. Such a worker is bound:
-//! as long as another is idle it takes no new request, which might block on something that the
-//! parked one holds. When all are bound they share; and a request whose worker stays busy goes on
-//! with any other after a while, rather than wait for a handler that it has nothing to do with.
+//! A request that has begun and parked (its client is slow, say) goes on with the worker that began
+//! it and with no other, however long that worker is in another call: what an application ties to
+//! a thread (sqlite3's connections, `threading.local`) stays usable. Such a worker is bound. To
+//! keep the waits short, parked responses are spread: a bound worker takes a new request only when
+//! no idle one has fewer of them, and then requests for fast routes first. A task without `worker`
+//! is one that any may go on with.
+//!
+//! `Host` brings what the scheduler does not know (see `Server`, and the fake in the tests):
 //!
 //!     Task                          a request; fields `route`, `worker`, `next_own`
 //!     wake_poller(*Host)            ends a poll in progress
@@ -44,8 +46,11 @@ pub const tick_ns = 500 * std.time.ns_per_us;
 /// monitor only costs. The first one that sees none is followed by short ones again.
 const calm_ticks_min = 8;
 const calm_ticks_each = 4;
-/// How long a request that has begun waits for its own worker, if that is busy.
-const own_wait_ns_max = 50 * std.time.ns_per_ms;
+/// How long the first request in the queue may be passed over in favour of faster ones, by workers
+/// with parked responses.
+const passed_over_ns_max = 10 * std.time.ns_per_ms;
+/// How many queued requests such a worker looks at.
+const choice_max = 64;
 /// With requests to run there is no reason to poll but this time: others came meanwhile.
 const poll_interval_ns = std.time.ns_per_ms;
 /// How long a worker with more to run keeps the GIL from one that waits for it. The interpreter
@@ -93,12 +98,29 @@ pub const Worker = struct {
     own_last: ?*anyopaque = null,
     /// Parked responses that go on with this worker.
     bound: u32 = 0,
+
+    /// Whether a new request is better taken by this worker: it has none of its own to go on with
+    /// where the other has, or fewer parked responses.
+    fn is_freer_than(self: *const Worker, other: *const Worker) bool {
+        const has_own = self.own_first != null;
+        if (has_own != (other.own_first != null)) return !has_own;
+        return self.bound < other.bound;
+    }
 };
 
 /// What a worker does, as far as the scheduler must know. Under the mutex.
 pub const Phase = enum { between, attaching, running, polling, parked };
 
-pub const Counts = struct { running: u32, ready: u32, parked: u32, shed: u64, steals: u64 };
+pub const Counts = struct {
+    running: u32,
+    ready: u32,
+    /// Parked responses that are to go on.
+    begun: u32,
+    /// Workers without work.
+    parked: u32,
+    shed: u64,
+    steals: u64,
+};
 
 pub fn Scheduler(comptime Host: type) type {
     return struct {
@@ -125,6 +147,7 @@ pub fn Scheduler(comptime Host: type) type {
         /// Requests that have begun and that any worker may go on with.
         begun_first: ?*Task = null,
         begun_last: ?*Task = null,
+        begun_count: u32 = 0,
         /// Requests in the workers' own lists.
         own_count: u32 = 0,
         /// The last call that began was one that goes on; and when one of those began.
@@ -293,31 +316,29 @@ pub fn Scheduler(comptime Host: type) type {
             worker.bound += 1;
         }
 
-        /// Lets any worker go on with what waits for this one.
-        fn release_own(self: *Self, worker: *Worker) void {
-            while (self.pop_own(worker)) |task| {
-                task.worker = null;
-                self.push_begun(task);
-            }
-        }
-
         fn push_begun(self: *Self, task: *Task) void {
             task.next_own = null;
             if (self.begun_last) |last| last.next_own = task else self.begun_first = task;
             self.begun_last = task;
+            self.begun_count += 1;
         }
 
         fn pop_begun(self: *Self) ?*Task {
             const task = self.begun_first orelse return null;
             self.begun_first = task.next_own;
             if (self.begun_first == null) self.begun_last = null;
+            self.begun_count -= 1;
             return task;
         }
 
         fn push(self: *Self, task: *Task, now_ns: u64) void {
-            const slot = (self.ready_head + self.ready_count) % self.ready.len;
-            self.ready[slot] = .{ .task = task, .since_ns = now_ns };
             self.ready_count += 1;
+            self.queued(self.ready_count - 1).* = .{ .task = task, .since_ns = now_ns };
+        }
+
+        /// The entry with so many before it in the queue.
+        fn queued(self: *const Self, index: usize) *Entry {
+            return &self.ready[(self.ready_head + index) % self.ready.len];
         }
 
         /// Takes out the request that has waited longest, if that is too long. The poller only.
@@ -326,7 +347,7 @@ pub fn Scheduler(comptime Host: type) type {
             defer self.mutex.unlock();
             if (self.ready_count == 0 or !self.is_expired(sys.monotonic_ns())) return null;
             self.shed_count += 1;
-            return self.pop().task;
+            return self.pop(0).task;
         }
 
         /// When the request that waits longest will have waited too long; null when none will.
@@ -334,7 +355,7 @@ pub fn Scheduler(comptime Host: type) type {
             self.mutex.lock();
             defer self.mutex.unlock();
             if (self.ready_count == 0) return null;
-            const first = self.ready[self.ready_head];
+            const first = self.queued(0);
             return first.since_ns / std.time.ns_per_ms +| self.options.queue_timeout_ms;
         }
 
@@ -357,8 +378,7 @@ pub fn Scheduler(comptime Host: type) type {
             self.mutex.lock();
             defer self.mutex.unlock();
             for (0..self.ready_count) |index| {
-                const entry = self.ready[(self.ready_head + index) % self.ready.len];
-                if (!see(context, entry.task)) return;
+                if (!see(context, self.queued(index).task)) return;
             }
         }
 
@@ -375,6 +395,7 @@ pub fn Scheduler(comptime Host: type) type {
             return .{
                 .running = self.running,
                 .ready = @intCast(self.ready_count),
+                .begun = self.own_count + self.begun_count,
                 .parked = self.parked_count,
                 .shed = self.shed_count,
                 .steals = self.steals,
@@ -384,27 +405,40 @@ pub fn Scheduler(comptime Host: type) type {
         pub fn pulse(self: *Self) Pulse {
             self.mutex.lock();
             defer self.mutex.unlock();
-            const begun: u32 = @intFromBool(self.begun_first != null);
             const free_threads = self.options.threads -| self.running;
             return .{
                 .progress = self.progress,
-                .waiting = @as(u32, @intCast(self.ready_count)) + self.own_count + begun,
+                .waiting = @as(u32, @intCast(self.ready_count)) + self.own_count + self.begun_count,
                 .shed = self.shed_count,
                 .is_full = self.ready_count >= self.options.queue + free_threads,
             };
         }
 
         fn is_expired(self: *const Self, now_ns: u64) bool {
-            const first = self.ready[self.ready_head];
+            const first = self.queued(0);
             const limit_ns = self.options.queue_timeout_ms *| std.time.ns_per_ms;
             return now_ns -| first.since_ns >= limit_ns;
         }
 
-        fn pop(self: *Self) Entry {
-            const entry = self.ready[self.ready_head];
+        /// Takes out the entry with so many before it, which stay in their order.
+        fn pop(self: *Self, index: usize) Entry {
+            const entry = self.queued(index).*;
+            var place = index;
+            while (place > 0) : (place -= 1) self.queued(place).* = self.queued(place - 1).*;
             self.ready_head = (self.ready_head + 1) % self.ready.len;
             self.ready_count -= 1;
             return entry;
+        }
+
+        /// Which request in the queue the worker takes: the first; or, where responses that are
+        /// parked would have to wait for a slow one, the first that is likely to be fast.
+        fn choose(self: *const Self, worker: *const Worker, now_ns: u64) usize {
+            if (worker.bound == 0) return 0;
+            if (now_ns -| self.queued(0).since_ns >= passed_over_ns_max) return 0;
+            for (0..@min(self.ready_count, choice_max)) |index| {
+                if (!self.predictor.expects_slow(self.queued(index).task.route)) return index;
+            }
+            return 0;
         }
 
         /// Ends the step that the worker did and chooses the next; parks in between if it must.
@@ -416,13 +450,13 @@ pub fn Scheduler(comptime Host: type) type {
             if (self.own_count > 0) self.give_turns(worker, now_ns);
             while (!self.stopping) {
                 if (worker.is_next) return self.take_turn(worker);
-                const is_reserved = worker.bound > 0 and worker.own_first == null;
-                if (is_reserved and self.parked_unbound() != null) {
-                    self.stand_aside(worker);
+                if (self.holder == null) self.holder = worker;
+                const freer = self.freer_than(worker);
+                if (freer) |other| if (other.phase == .parked or self.holder != worker) {
+                    self.stand_aside(worker, other);
                     now_ns = sys.monotonic_ns();
                     continue;
-                }
-                if (self.holder == null) self.holder = worker;
+                };
                 if (self.must_let_go(worker, now_ns)) {
                     self.let_go(worker);
                     continue;
@@ -432,7 +466,7 @@ pub fn Scheduler(comptime Host: type) type {
                     if (self.takes_own(worker, now_ns)) {
                         if (worker.attached) return self.begin_own(worker, now_ns);
                         if (self.attaching == 0) return self.begin_attach(worker, now_ns);
-                    } else if (self.has_waiting() and self.may_begin(now_ns)) {
+                    } else if (freer == null and self.has_waiting() and self.may_begin(now_ns)) {
                         if (worker.attached) return self.begin_call(worker, now_ns);
                         if (self.attaching == 0) return self.begin_attach(worker, now_ns);
                     }
@@ -457,11 +491,11 @@ pub fn Scheduler(comptime Host: type) type {
         }
 
         /// Whether the worker goes on with a request of its own list. New ones take turns with
-        /// those, unless another worker is there for them, or it is not their turn.
+        /// those, unless an idle worker is there for them, or it is not their turn.
         fn takes_own(self: *const Self, worker: *const Worker, now_ns: u64) bool {
             if (worker.own_first == null) return false;
             if (!worker.took_own or !self.has_waiting()) return true;
-            if (self.is_turn_coming or self.parked_unbound() != null) return true;
+            if (self.is_turn_coming or self.parked_helper() != null) return true;
             return !self.may_begin(now_ns);
         }
 
@@ -496,7 +530,7 @@ pub fn Scheduler(comptime Host: type) type {
 
         fn is_poll_due(self: *const Self, worker: *const Worker, now_ns: u64) bool {
             if (self.holder != worker or now_ns -| self.polled_ns < poll_interval_ns) return false;
-            return self.own_count > 0 or self.has_waiting();
+            return worker.own_first != null or self.has_waiting();
         }
 
         /// Unlocks.
@@ -508,12 +542,35 @@ pub fn Scheduler(comptime Host: type) type {
             return .{ .poll = may_wait };
         }
 
-        /// Leaves new requests, and the baton, to a worker that is not bound. Unlocks meanwhile.
-        fn stand_aside(self: *Self, worker: *Worker) void {
+        /// The idle worker that is to take new requests in the place of this one, which has parked
+        /// responses and none to go on with; null when this one may.
+        fn freer_than(self: *const Self, worker: *const Worker) ?*Worker {
+            if (worker.bound == 0 or worker.own_first != null) return null;
+            var best: ?*Worker = null;
+            if (self.parked_freest()) |parked| {
+                if (parked.is_freer_than(worker)) best = parked;
+            }
+            for (self.workers[0..self.worker_total]) |other| switch (other.phase) {
+                .running, .parked => {},
+                .between, .attaching, .polling => {
+                    if (other.is_freer_than(best orelse worker)) best = other;
+                },
+            };
+            return best;
+        }
+
+        /// Leaves new requests, and the baton, to a worker that is freer. Unlocks meanwhile.
+        fn stand_aside(self: *Self, worker: *Worker, freer: *Worker) void {
             if (worker.attached) return self.let_go(worker); // and much may have changed
-            const is_needed = self.holder == worker or self.holder == null or self.has_waiting();
-            if (self.holder == worker) self.holder = null;
-            const successor = if (is_needed) self.unpark() else null;
+            var successor: ?*Worker = null;
+            if (freer.phase == .parked) {
+                const is_needed = self.holder == worker or self.has_waiting();
+                if (self.holder == worker) self.holder = null;
+                // Else it has been woken already.
+                if (is_needed and self.unpark_this(freer)) successor = freer;
+            } else if (freer.phase == .polling and self.has_waiting() and self.can_have_turn()) {
+                self.give_turn(freer);
+            }
             self.park(worker, successor);
         }
 
@@ -535,7 +592,7 @@ pub fn Scheduler(comptime Host: type) type {
             worker.phase = .between;
         }
 
-        /// Takes the first request, and gives the baton away if the call looks slow. Unlocks.
+        /// Takes a request, and gives the baton away if the call looks slow. Unlocks.
         fn begin_call(self: *Self, worker: *Worker, now_ns: u64) Step {
             const is_new_due = self.last_was_begun and self.ready_count > 0;
             if (!is_new_due) if (self.pop_begun()) |task| {
@@ -544,14 +601,14 @@ pub fn Scheduler(comptime Host: type) type {
                 self.begin_running(worker, task, now_ns);
                 return self.run_step(worker, task);
             };
-            const expired = self.is_expired(now_ns);
-            const entry = self.pop();
-            const task = entry.task;
-            if (expired) {
+            if (self.is_expired(now_ns)) {
+                const task = self.pop(0).task;
                 self.shed_count += 1;
                 self.mutex.unlock();
                 return .{ .shed = task };
             }
+            const entry = self.pop(self.choose(worker, now_ns));
+            const task = entry.task;
             worker.queued_ns = now_ns -| entry.since_ns;
             worker.took_own = false;
             self.last_was_begun = false;
@@ -612,7 +669,7 @@ pub fn Scheduler(comptime Host: type) type {
                 if (self.give_own_turn(worker, now_ns)) return;
             }
             const may_help = worker.own_first != null and self.has_waiting();
-            if (may_help) if (self.parked_unbound()) |other| {
+            if (may_help) if (self.parked_helper()) |other| {
                 self.last_turn_was_new = true;
                 self.is_turn_coming = true;
                 return self.give_turn(other);
@@ -695,20 +752,28 @@ pub fn Scheduler(comptime Host: type) type {
             worker.phase = .between;
         }
 
-        /// The worker that parked last, of those that are not bound if there are any. The caller
-        /// wakes it after unlocking.
+        /// The parked worker that is best for new requests. The caller wakes it after unlocking.
         fn unpark(self: *Self) ?*Worker {
-            const worker = self.parked_unbound() orelse self.parked orelse return null;
+            const worker = self.parked_freest() orelse return null;
             _ = self.unpark_this(worker);
             return worker;
         }
 
-        fn parked_unbound(self: *const Self) ?*Worker {
-            var candidate = self.parked;
+        /// Of the parked workers the one that is freest; of several the one that parked last.
+        fn parked_freest(self: *const Self) ?*Worker {
+            var freest = self.parked orelse return null;
+            var candidate = freest.next_parked;
             while (candidate) |worker| : (candidate = worker.next_parked) {
-                if (worker.bound == 0) return worker;
+                if (freest.bound == 0) break;
+                if (worker.is_freer_than(freest)) freest = worker;
             }
-            return null;
+            return freest;
+        }
+
+        /// A parked worker that could take new requests while others go on with their own.
+        fn parked_helper(self: *const Self) ?*Worker {
+            const freest = self.parked_freest() orelse return null;
+            return if (freest.own_first == null) freest else null;
         }
 
         /// Takes this worker out of the list of parked ones; false when it is not in it.
@@ -741,15 +806,6 @@ pub fn Scheduler(comptime Host: type) type {
             }
         }
 
-        /// Frees requests from workers that are busy with something else for long.
-        fn release_overdue(self: *Self) void {
-            const now_ns = sys.monotonic_ns();
-            for (self.workers[0..self.worker_total]) |worker| {
-                if (worker.own_first == null or worker.phase != .running) continue;
-                if (now_ns -| worker.started_ns >= own_wait_ns_max) self.release_own(worker);
-            }
-        }
-
         /// Makes the monitor tick. Any thread.
         pub fn wake_monitor(self: *Self) void {
             if (self.monitor.signal.load(.seq_cst) != 0) return;
@@ -774,10 +830,10 @@ pub fn Scheduler(comptime Host: type) type {
             } else false;
             const queue_waits = self.has_waiting() and self.attaching == 0 and
                 self.running < self.options.threads;
-            if (self.own_count > 0) {
-                self.release_overdue();
-                if (stuck and self.can_have_turn()) _ = self.give_own_turn(null, self.turn_ns);
-            }
+            // What waits for a worker in a call is taken when that ends, without the monitor.
+            const owner_waits = self.own_count > 0 and self.can_have_turn() and
+                self.has_idle_owner();
+            if (stuck and owner_waits) _ = self.give_own_turn(null, self.turn_ns);
             var chosen: ?*Worker = null;
             if (stuck and self.parked != null and (holder_busy or queue_waits)) {
                 if (holder_busy) {
@@ -786,7 +842,7 @@ pub fn Scheduler(comptime Host: type) type {
                 }
                 chosen = self.unpark();
             }
-            if (has_more or holder_busy or queue_waits or self.own_count > 0) {
+            if (has_more or holder_busy or queue_waits or owner_waits) {
                 self.monitor.idle_ticks = 0;
             } else {
                 self.monitor.idle_ticks += 1;
@@ -843,4 +899,30 @@ test "a worker whose turn is not for its own requests may begin another" {
             }
         };
     }
+}
+
+test "a worker with parked responses takes fast requests first, but for one that waited long" {
+    var host: NoHost = .{};
+    const options: Options = .{ .threads = 2, .queue = 8, .queue_timeout_ms = 1000 };
+    var scheduler = try Scheduler(NoHost).init(testing.allocator, options, &host);
+    defer scheduler.deinit(testing.allocator);
+    for (0..4) |_| scheduler.predictor.learn(1, true);
+    // So that the queue goes round the end of its memory.
+    scheduler.ready_head = scheduler.ready.len - 2;
+    const free: Worker = .{ .index = 0 };
+    const bound: Worker = .{ .index = 1, .bound = 1 };
+    var tasks: [4]NoHost.Task = .{ .{ .route = 1 }, .{ .route = 1 }, .{}, .{ .route = 1 } };
+    const now_ns = 5 * passed_over_ns_max;
+    for (&tasks) |*task| _ = scheduler.submit(&.{task}, now_ns);
+    try testing.expectEqual(0, scheduler.choose(&free, now_ns));
+    try testing.expectEqual(2, scheduler.choose(&bound, now_ns));
+    try testing.expectEqual(2, scheduler.choose(&bound, now_ns + passed_over_ns_max - 1));
+    try testing.expectEqual(0, scheduler.choose(&bound, now_ns + passed_over_ns_max));
+    try testing.expectEqual(&tasks[2], scheduler.pop(2).task);
+    // Only slow ones are left; they have kept their order.
+    try testing.expectEqual(0, scheduler.choose(&bound, now_ns));
+    for ([_]usize{ 0, 1, 3 }) |index| {
+        try testing.expectEqual(&tasks[index], scheduler.pop(0).task);
+    }
+    try testing.expectEqual(0, scheduler.ready_count);
 }

@@ -18,6 +18,10 @@ const Kind = enum {
     own,
     /// Parks once. Its second call lasts until that of another has begun.
     meeting,
+    /// Parks once. Its second call is its end.
+    once,
+    /// Ends when the test opens the gate.
+    gated,
 };
 
 const Task = struct {
@@ -27,6 +31,8 @@ const Task = struct {
     worker: ?*Worker = null,
     next_own: ?*Task = null,
     next: ?*Task = null,
+    /// Who ran it last.
+    ran: ?*Worker = null,
     /// How many calls had begun when it was submitted, and the most that came before its own.
     submitted: u64 = 0,
     calls_before_max: u64 = 0,
@@ -53,6 +59,10 @@ const Host = struct {
     ending: std.atomic.Value(bool) = .init(false),
     parked: std.atomic.Value(u32) = .init(0),
     met: std.atomic.Value(u32) = .init(0),
+    /// Calls of tasks that have parked before, of `once`, and of `gated` ones.
+    resumed: std.atomic.Value(u32) = .init(0),
+    entered: std.atomic.Value(u32) = .init(0),
+    gate: std.Thread.ResetEvent = .{},
     faults: std.atomic.Value(u32) = .init(0),
 
     pub fn attach(self: *Host, _: *Worker) void {
@@ -116,11 +126,10 @@ const Host = struct {
         self.network.lock();
         self.calls += 1;
         task.calls += 1;
+        task.ran = worker;
         task.calls_before_max = @max(task.calls_before_max, self.calls - task.submitted);
         self.network.unlock();
-        if (task.worker) |own| if (own != worker) {
-            _ = self.faults.fetchAdd(1, .acq_rel);
-        };
+        if (task.has_begun and task.worker != worker) _ = self.faults.fetchAdd(1, .acq_rel);
         switch (task.kind) {
             .new => self.compute(),
             .own => {
@@ -140,6 +149,22 @@ const Host = struct {
                     self.park_task(worker, task);
                     _ = self.parked.fetchAdd(1, .acq_rel);
                 } else self.meet(4);
+                return;
+            },
+            .once => {
+                if (!task.has_begun) {
+                    self.park_task(worker, task);
+                    _ = self.parked.fetchAdd(1, .acq_rel);
+                } else _ = self.resumed.fetchAdd(1, .acq_rel);
+                return;
+            },
+            .gated => {
+                self.gil.unlock();
+                defer self.gil.lock();
+                _ = self.entered.fetchAdd(1, .acq_rel);
+                self.gate.timedWait(20 * std.time.ns_per_s) catch {
+                    _ = self.faults.fetchAdd(1, .acq_rel);
+                };
                 return;
             },
         }
@@ -205,6 +230,104 @@ const Play = struct {
         try testing.expectEqual(0, self.host.faults.load(.acquire));
     }
 };
+
+fn wait_for(counter: *const std.atomic.Value(u32), wanted: u32) !void {
+    for (0..20_000) |_| {
+        if (counter.load(.acquire) >= wanted) return;
+        sys.sleep_ms(1);
+    }
+    return error.NotReached;
+}
+
+/// Has the tasks begin and park, one after the other.
+fn park_each(host: *Host, tasks: []Task) !void {
+    try wait_begun(host.scheduler);
+    for (tasks, 1..) |*task, count| {
+        host.deliver(task);
+        try wait_for(&host.parked, @intCast(count));
+    }
+}
+
+test "own: tasks that park are spread over all workers before one has two" {
+    for ([_]u32{ 1, 3, 7 }) |threads| {
+        var play: Play = .{};
+        try play.start(threads);
+        const count = threads + 1;
+        var tasks: [16]Task = @splat(.{ .kind = .once });
+        try park_each(&play.host, tasks[0 .. 2 * count]);
+        var of_each: [8]u32 = @splat(0);
+        for (tasks[0 .. 2 * count]) |*task| of_each[task.worker.?.index] += 1;
+        for (&tasks) |*task| if (task.has_begun) play.host.deliver(task);
+        try wait_for(&play.host.resumed, 2 * count);
+        try play.finish();
+        for (of_each[0..count]) |found| try testing.expectEqual(2, found);
+    }
+}
+
+test "own: a task waits for its worker while that is in another call, however long" {
+    const threads = 3;
+    var play: Play = .{};
+    try play.start(threads);
+    const host = &play.host;
+    var tasks: [threads + 1]Task = @splat(.{ .kind = .once });
+    try park_each(host, &tasks);
+    // Every worker has one that waits. These keep two of the workers.
+    var gated: [2]Task = @splat(.{ .kind = .gated, .route = 1 });
+    for (&gated) |*task| host.deliver(task);
+    try wait_for(&host.entered, 2);
+    for (&tasks) |*task| host.deliver(task);
+    try wait_for(&host.resumed, 2);
+    sys.sleep_ms(150);
+    const before = host.resumed.load(.acquire);
+    // Nobody has to look again and again for that.
+    play.scheduler.mutex.lock();
+    const is_asleep = play.scheduler.monitor.asleep;
+    play.scheduler.mutex.unlock();
+    host.gate.set();
+    try wait_for(&host.resumed, threads + 1);
+    try play.finish();
+    try testing.expectEqual(2, before);
+    try testing.expect(is_asleep);
+}
+
+test "own: with one thread new tasks go to the worker that has none parked" {
+    var play: Play = .{};
+    try play.start(1);
+    const host = &play.host;
+    var tasks: [1]Task = .{.{ .kind = .once }};
+    try park_each(host, &tasks);
+    for (0..50) |_| {
+        var ended: [1]Task = .{.{ .kind = .gated, .route = 1 }};
+        host.gate.set();
+        const before = host.entered.load(.acquire);
+        host.deliver(&ended[0]);
+        try wait_for(&host.entered, before + 1);
+        try wait_idle(&play.scheduler);
+        try testing.expect(ended[0].ran != tasks[0].worker);
+    }
+    host.deliver(&tasks[0]);
+    try wait_for(&host.resumed, 1);
+    try play.finish();
+}
+
+/// Until every worker could be chosen.
+fn wait_begun(scheduler: *Host.Scheduler) !void {
+    for (0..20_000) |_| {
+        var begun: u32 = 0;
+        for (scheduler.count_phases().values) |count| begun += count;
+        if (begun == scheduler.worker_count()) return;
+        sys.sleep_ms(1);
+    }
+    return error.NotReached;
+}
+
+fn wait_idle(scheduler: *Host.Scheduler) !void {
+    for (0..20_000) |_| {
+        if (scheduler.counts().running == 0) return;
+        sys.sleep_ms(1);
+    }
+    return error.NotReached;
+}
 
 test "own: two workers that are resumed at once both go on, though one waits for the other" {
     for (0..5) |_| {

@@ -96,8 +96,7 @@ const FakeHost = struct {
         switch (task.kind) {
             .fast => {},
             .parking => if (task.has_begun) {
-                // Freed from a worker that was busy for too long, or still its own.
-                if (task.worker) |own| if (own != worker) self.fault();
+                if (task.worker != worker) self.fault();
                 task.has_begun = false;
                 task.worker = null;
             } else {

@@ -516,6 +516,7 @@ pub const Server = struct {
         const total = self.connection_count.load(.monotonic);
         const lingering = self.lingering.get();
         const suspended = self.suspended.get();
+        const resumed = scheduled.begun;
         const busy = scheduled.running + scheduled.ready;
         var found: metrics_module.Gauges = .{
             .queue_depth = scheduled.ready,
@@ -538,9 +539,9 @@ pub const Server = struct {
         found.connections = .init(.{
             .idle = total -| in_use -| lingering,
             .reading = in_use -| busy -| sending,
-            .queued = scheduled.ready,
+            .queued = scheduled.ready + resumed,
             .running = scheduled.running,
-            .writing = sending -| suspended,
+            .writing = sending -| suspended -| resumed,
             .suspended = suspended,
             .lingering = lingering,
         });
@@ -595,6 +596,31 @@ pub const Server = struct {
             first = seen orelse break;
         }
         self.wake_waiting_poller();
+    }
+
+    /// Reads from the body of a request whose response is parked, for another thread of the
+    /// application, which has the GIL. The poller leaves the body and the socket's receiving side
+    /// alone meanwhile, and the request does not end before its `InputStream` is free. `NotAsked`:
+    /// the client waits for 100 (Continue), which must not come in the middle of what the poller
+    /// sends.
+    pub fn read_parked_body(
+        self: *Server,
+        connection: *Connection,
+        destination: []u8,
+    ) (error{NotAsked} || body_module.ReadError)!usize {
+        const body = &connection.exchange.?.body;
+        const body_error = &connection.exchange.?.record.body_error;
+        if (body_error.*) |err| return err;
+        if (body.mode == .streamed and !body.complete) {
+            if (self.is_child) return error.ClientGone;
+            if (body.continue_due) return error.NotAsked;
+        }
+        const interlude = self.application.interlude;
+        return body.read(connection.fd, destination, &self.body_limits, interlude) catch |err| {
+            // The rest of the record is the poller's now.
+            body_error.* = err;
+            return err;
+        };
     }
 
     fn drop_resumed(self: *Server) void {
@@ -664,7 +690,7 @@ pub const Server = struct {
         const timing = &exchange.record.timing;
         if (exchange.continuation) |continuation| {
             exchange.continuation = null;
-            timing.pass(.write, worker.started_ns);
+            timing.pass_wait(worker.attach_ns, worker.attached_ns, worker.started_ns);
             self.sending.remove(exchange);
             exchange.record.thread = worker.index;
             crew.current.set(connection, exchange);

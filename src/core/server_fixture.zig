@@ -146,6 +146,7 @@ pub const App = struct {
         self.check_entry();
         const stream: *Stream = @ptrCast(@alignCast(continuation));
         self.unlink(stream);
+        if (crew.connection.worker) |own| if (own != &crew.worker) self.fault();
         defer gpa.destroy(stream);
         if (stream.head) |head| crew.reply.put_head(head);
         stream.head = null;

@@ -13,7 +13,8 @@ pub const Phase = enum(u8) {
     head,
     /// Until the body is complete; later reads of a body that the application asks for, too.
     body,
-    /// Until a worker takes it, but for `gil`.
+    /// Until a worker takes it, but for `gil`; for a parked response that goes on, too: it may have
+    /// to wait for its own thread.
     queue,
     /// That part of the wait in which the worker waited for the GIL.
     gil,

@@ -6,8 +6,10 @@
 //! the iterable is called once, always.
 //!
 //! A response whose client is slow is parked: its iterator, its context and what it has pinned wait
-//! in a `Continuation`, and the thread is free. It goes on with the same thread and in the same
-//! context, so that neither thread-local nor context-local state changes under a generator.
+//! in a `Continuation`, and the thread is free. It goes on in the same thread, whatever else that
+//! does meanwhile, and in the same context, so that neither thread-local nor context-local state
+//! changes under a generator. Only a response that has called `serve_zig.any_thread` goes on in
+//! whichever thread is free.
 
 const std = @import("std");
 const core = @import("core");
@@ -228,6 +230,7 @@ pub const Bridge = struct {
             .{ keys.@"wsgi.input_terminated", capi.boolean(true) },
             .{ keys.@"wsgi.early_hints", capi.none() },
             .{ keys.@"serve_zig.client_disconnected", capi.none() },
+            .{ keys.@"serve_zig.any_thread", capi.none() },
             .{ keys.@"x-wsgiorg.suspend", capi.none() },
             .{ keys.@"x-wsgiorg.fdevent.readable", capi.none() },
             .{ keys.@"x-wsgiorg.fdevent.writable", capi.none() },
@@ -388,9 +391,9 @@ pub const Bridge = struct {
         handles: ?*call_module.Handles,
         suspension: ?*core.suspension.Suspension,
     ) void {
-        if (seat.response.input) |stream| input_stream.close_for_good(stream);
-        // What an application ties to a thread stays with its iterator.
-        if (seat.response.iterator != null) crew.connection.worker = &crew.worker;
+        // Another thread may go on reading, or begin to.
+        if (seat.response.input) |stream| stream.crew = null;
+        crew.connection.worker = if (needs_thread(crew, &seat.response)) &crew.worker else null;
         const continuation = self.gpa.create(Continuation) catch {
             crew.reply.progress.broken = true;
             if (seat.response.iterable) |iterable| {
@@ -411,6 +414,14 @@ pub const Bridge = struct {
         };
         seat.response = .{};
         crew.reply.park(continuation);
+    }
+
+    /// Whether code of the application is still to run, which may use what it has tied to the
+    /// thread: `next()` of an iterator, `close()`.
+    fn needs_thread(crew: *const Crew, response: *const Response) bool {
+        if (crew.reply.progress.any_thread) return false;
+        const iterable = response.iterable orelse return false;
+        return !has_no_close(iterable);
     }
 
     /// What `Context.run` calls.
@@ -502,9 +513,13 @@ pub const Bridge = struct {
         ));
     }
 
+    fn has_no_close(iterable: *Object) bool {
+        return capi.is_exact(iterable, &capi.PyList_Type) or
+            capi.is_exact(iterable, &capi.PyTuple_Type);
+    }
+
     fn close_iterable(self: *Bridge, iterable: *Object) capi.Error!void {
-        if (capi.is_exact(iterable, &capi.PyList_Type)) return;
-        if (capi.is_exact(iterable, &capi.PyTuple_Type)) return;
+        if (has_no_close(iterable)) return;
         const close = try capi.attribute(iterable, self.names.keys.close) orelse return;
         defer capi.drop(close);
         capi.drop(try capi.owned(capi.PyObject_CallNoArgs(close)));

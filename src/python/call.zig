@@ -43,13 +43,14 @@ pub const Handles = struct {
     write: *Object,
     early_hints: *Object,
     client_disconnected: *Object,
+    any_thread: *Object,
     suspend_response: *Object,
     readable: *Object,
     writable: *Object,
     step: *Object,
 
     /// How many of them are bound to the call.
-    const bound_count = 8;
+    const bound_count = 9;
 
     /// `step_definition` is what runs inside the request's context.
     pub fn create(step_definition: *const capi.MethodDef) capi.Error!*Handles {
@@ -71,6 +72,7 @@ pub const Handles = struct {
             .write = writer,
             .early_hints = try bound(call, &hints_definition),
             .client_disconnected = try bound(call, &disconnected_definition),
+            .any_thread = try bound(call, &any_thread_definition),
             .suspend_response = try bound(call, &suspend_module.suspend_definition),
             .readable = try bound(call, &suspend_module.readable_definition),
             .writable = try bound(call, &suspend_module.writable_definition),
@@ -89,6 +91,7 @@ pub const Handles = struct {
         capi.drop(self.write);
         capi.drop(self.early_hints);
         capi.drop(self.client_disconnected);
+        capi.drop(self.any_thread);
         capi.drop(self.suspend_response);
         capi.drop(self.readable);
         capi.drop(self.writable);
@@ -104,6 +107,7 @@ pub const Handles = struct {
         const callables = [_]*const Object{
             self.early_hints,
             self.client_disconnected,
+            self.any_thread,
             self.suspend_response,
             self.readable,
             self.writable,
@@ -133,10 +137,13 @@ pub fn of(object: ?*Object) *Call {
 }
 
 fn crew_of(object: ?*Object) capi.Error!*Crew {
-    return of(object).crew orelse capi.raise(
-        capi.PyExc_RuntimeError,
-        "start_response or write was called after its request had ended",
-    );
+    const call = of(object);
+    if (call.crew) |crew| return crew;
+    const message = if (call.is_parked)
+        "a callable of the request was called while its response was parked: no thread runs it then"
+    else
+        "start_response or write was called after its request had ended";
+    return capi.raise(capi.PyExc_RuntimeError, message);
 }
 
 // ---- start_response ----------------------------------------------------------------------------
@@ -342,6 +349,20 @@ fn client_disconnected(object: ?*Object, _: ?*Object) callconv(.c) ?*Object {
     return capi.boolean(has_answer or crew.reply.progress.broken or
         crew.connection.client_has_gone());
 }
+
+/// `environ["serve_zig.any_thread"]()`: the response uses nothing that belongs to a thread, and may
+/// go on in any of them when it has been parked or suspended.
+fn any_thread(object: ?*Object, _: ?*Object) callconv(.c) ?*Object {
+    const crew = crew_of(object) catch return null;
+    crew.reply.progress.any_thread = true;
+    return capi.none();
+}
+
+const any_thread_definition = capi.plain_method(
+    "any_thread",
+    any_thread,
+    "any_thread(): lets the response go on in any thread when it was parked or suspended",
+);
 
 const hints_definition = capi.one_method(
     "early_hints",

@@ -203,6 +203,7 @@ pub const Environs = struct {
         const gone = handles.client_disconnected;
         try put(dict, keys.@"wsgi.early_hints", capi.new(handles.early_hints));
         try put(dict, keys.@"serve_zig.client_disconnected", capi.new(gone));
+        try put(dict, keys.@"serve_zig.any_thread", capi.new(handles.any_thread));
         try put(dict, keys.@"x-wsgiorg.suspend", capi.new(handles.suspend_response));
         try put(dict, keys.@"x-wsgiorg.fdevent.readable", capi.new(handles.readable));
         try put(dict, keys.@"x-wsgiorg.fdevent.writable", capi.new(handles.writable));

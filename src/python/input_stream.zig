@@ -2,17 +2,23 @@
 //!
 //! Owner: the request; `close_for_good` cuts it off when that ends, so that a reference which the
 //! application keeps reads nothing. GIL held; reading a body that the client still sends waits
-//! without it. Another thread of the application may read, but not two at once.
+//! without it. Another thread of the application may read, also while the response is parked and no
+//! worker has it, but not two at once.
 
 const std = @import("std");
 const core = @import("core");
 const capi = @import("capi.zig");
 const Object = capi.Object;
+const Connection = core.connection.Connection;
 const Crew = core.server.Crew;
+const Server = core.server.Server;
 
 pub const InputStream = extern struct {
     head: Object,
-    /// The request's worker; null when the request is over.
+    server: *Server,
+    /// The request's; null when the request is over.
+    connection: ?*Connection,
+    /// The request's worker; null while the response is parked, and when the request is over.
     crew: ?*Crew,
     /// What was read beyond the line that was asked for; a new reference to bytes.
     ahead: ?*Object,
@@ -33,6 +39,8 @@ pub fn init_type() capi.Error!void {
 /// A new stream of the worker's current request.
 pub fn create(crew: *Crew) capi.Error!*InputStream {
     const self = try capi.allocate(InputStream, type_object.?);
+    self.server = crew.server;
+    self.connection = crew.connection;
     self.crew = crew;
     self.ahead = null;
     self.ahead_used = 0;
@@ -44,6 +52,8 @@ pub fn create(crew: *Crew) capi.Error!*InputStream {
 /// A new stream that has nothing to read, ever.
 pub fn create_empty() capi.Error!*Object {
     const self = try capi.allocate(InputStream, type_object.?);
+    self.server = undefined; // asked for nothing
+    self.connection = null;
     self.crew = null;
     self.ahead = null;
     self.ahead_used = 0;
@@ -56,12 +66,19 @@ pub fn create_empty() capi.Error!*Object {
 pub fn close_for_good(self: *InputStream) void {
     while (self.busy) {
         // Its wait ends with the connection.
-        if (self.crew) |crew| core.sys.shutdown_both(crew.connection.fd);
+        if (self.connection) |connection| core.sys.shutdown_both(connection.fd);
         const state = capi.PyEval_SaveThread();
         core.sys.sleep_ms(1);
         capi.PyEval_RestoreThread(state);
     }
+    self.connection = null;
     self.crew = null;
+}
+
+/// The body, as long as there is a request.
+fn body_of(self: *const InputStream) ?*core.body.Body {
+    const connection = self.connection orelse return null;
+    return &connection.exchange.?.body;
 }
 
 /// The same, and the server needs it no more.
@@ -131,7 +148,7 @@ fn memory_error() capi.Error {
 /// Reads once from the body; 0 at its end, and for ever after.
 fn read_once(self: *InputStream, destination: []u8) capi.Error!usize {
     if (self.is_empty) return 0;
-    const crew = self.crew orelse return capi.raise(
+    const connection = self.connection orelse return capi.raise(
         capi.PyExc_ValueError,
         "wsgi.input was read after its request had ended",
     );
@@ -141,7 +158,23 @@ fn read_once(self: *InputStream, destination: []u8) capi.Error!usize {
     );
     self.busy = true;
     defer self.busy = false;
-    return crew.read_body(destination) catch |err| raise_read_error(err);
+    return read_body(self, connection, destination) catch |err| switch (err) {
+        error.NotAsked => capi.raise(
+            capi.PyExc_RuntimeError,
+            "wsgi.input cannot be read while its response is suspended before its first piece: " ++
+                "the client waits for 100 (Continue), which the response's own thread has to send",
+        ),
+        else => |failure| raise_read_error(failure),
+    };
+}
+
+fn read_body(
+    self: *InputStream,
+    connection: *Connection,
+    destination: []u8,
+) (error{NotAsked} || core.body.ReadError)!usize {
+    if (self.crew) |crew| return crew.read_body(destination);
+    return self.server.read_parked_body(connection, destination);
 }
 
 /// A list of the trailer fields of a chunked body (RFC 9112 7.1.2), each a tuple of name and value;
@@ -186,16 +219,16 @@ fn read_bytes(self: *InputStream, limit: ?usize) capi.Error!*Object {
 }
 
 fn read_exactly(self: *InputStream, size: usize) capi.Error!*Object {
-    const crew = self.crew;
+    const body = body_of(self);
     var expected: u64 = rest_ahead(self).len;
-    if (crew) |c| expected += c.exchange.body.readable();
-    const streamed = if (crew) |c| c.exchange.body.mode == .streamed else false;
+    if (body) |one| expected += one.readable();
+    const streamed = if (body) |one| one.mode == .streamed else false;
     // A size beyond what can come must not be allocated on the application's word.
     if (streamed and size > block_bytes) return read_growing(self, size);
     const wanted: usize = if (streamed) size else @intCast(@min(size, expected));
-    if (crew) |c| if (self.ahead == null and !self.busy) {
+    if (body) |one| if (self.ahead == null and !self.busy) {
         // The usual case costs one copy, by libc's memcpy for the CPU at hand.
-        if (c.exchange.body.take_from_memory(wanted)) |bytes| return capi.bytes_from(bytes);
+        if (one.take_from_memory(wanted)) |bytes| return capi.bytes_from(bytes);
     };
     const result = try capi.owned(capi.PyBytes_FromStringAndSize(null, @intCast(wanted)));
     errdefer capi.drop(result);
@@ -203,7 +236,7 @@ fn read_exactly(self: *InputStream, size: usize) capi.Error!*Object {
     const done = try fill(self, target);
     if (done == wanted) {
         // Nothing to read is also how the end shows; a stream after its request must say so.
-        if (wanted == 0 and size > 0 and crew == null) _ = try read_once(self, target);
+        if (wanted == 0 and size > 0 and body == null) _ = try read_once(self, target);
         return result;
     }
     defer capi.drop(result);
@@ -224,13 +257,9 @@ fn fill(self: *InputStream, target: []u8) capi.Error!usize {
 }
 
 fn read_all(self: *InputStream) capi.Error!*Object {
-    if (self.crew) |crew| {
-        if (crew.exchange.body.mode != .streamed) {
-            return read_exactly(self, rest_ahead(self).len + @as(usize, @intCast(
-                crew.exchange.body.readable(),
-            )));
-        }
-    }
+    if (body_of(self)) |body| if (body.mode != .streamed) {
+        return read_exactly(self, rest_ahead(self).len + @as(usize, @intCast(body.readable())));
+    };
     return read_growing(self, std.math.maxInt(usize));
 }
 

@@ -38,6 +38,7 @@ pub const Keys = struct {
     @"x-wsgiorg.fdevent.writable": *Object,
     @"x-wsgiorg.fdevent.timeout": *Object,
     @"serve_zig.client_disconnected": *Object,
+    @"serve_zig.any_thread": *Object,
     @"serve_zig.trailers": *Object,
     @"serve_zig.request_id": *Object,
     @"serve_zig.queue_seconds": *Object,

@@ -304,7 +304,7 @@ def stream(environ: WSGIEnvironment, start_response: StartResponse) -> Iterator[
 
 def database(environ: WSGIEnvironment, start_response: StartResponse) -> Iterator[bytes]:
     """Stream rows from a connection that belongs to the thread (check_same_thread)."""
-    rows = int(environ["QUERY_STRING"])
+    rows = int(environ["QUERY_STRING"].partition("&")[0])
     connection = sqlite3.connect(":memory:", check_same_thread=True)
     connection.execute("create table pieces (number integer, data text)")
     connection.executemany(
