@@ -2,6 +2,17 @@
 
 from __future__ import annotations
 
+_DROPPED = {
+    "connection_dropped": "Connection",
+    "keep_alive_dropped": "Keep-Alive",
+    "proxy_connection_dropped": "Proxy-Connection",
+}
+
+
+def level_of(kind: str) -> str:
+    """Return the level of the line for a notice."""
+    return "info" if kind in _DROPPED else "warning"
+
 
 def text_of(kind: str, address: str) -> str:
     """Return the line for a notice; ``address`` is empty where the peer has none."""
@@ -35,5 +46,11 @@ def text_of(kind: str, address: str) -> str:
             "limits.buffer_memory is reached: large request bodies go on in temporary files, and "
             "no response is made far ahead of its client (said once; "
             "serve_zig_buffer_memory_bytes tells how much is held)"
+        )
+    if kind in _DROPPED:
+        obeyed = ' ("close" is obeyed)' if kind == "connection_dropped" else ""
+        return (
+            f"the application sets the response field {_DROPPED[kind]}, which is the server's to "
+            f"send (PEP 3333): it is left out{obeyed} (said once)"
         )
     return f"{kind}: {peer}"

@@ -14,6 +14,7 @@ import time
 from serve_zig import cgroup, stderr
 from serve_zig.admin import Admin
 from serve_zig.application import load
+from serve_zig.application_traceback import describe_exception, format_exception
 from serve_zig.config import ACCESS_WORDS
 from serve_zig.descriptors import fit_connections
 from serve_zig.diagnosis import Diagnosis, dump_threads
@@ -29,9 +30,9 @@ from serve_zig.forks import Forks
 from serve_zig.hooks import Hook
 from serve_zig.kinds import MEBIBYTE, size_text
 from serve_zig.listeners import Listener, close_listeners, open_listeners
-from serve_zig.logging import LEVELS, Log, traceback_of
+from serve_zig.logging import LEVELS, Log
 from serve_zig.memory import resident_bytes
-from serve_zig.notices import text_of
+from serve_zig.notices import level_of, text_of
 from serve_zig.process_end import end_now, warn_with
 from serve_zig.signals import Signals
 from serve_zig.stacks import stack_of
@@ -40,6 +41,8 @@ from serve_zig.target import parse_target
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from serve_zig._core import Server
     from serve_zig.config import Config
     from serve_zig.telemetry import Telemetry
@@ -101,11 +104,11 @@ def serve(config: Config) -> int:
     signals = Signals()
     listeners: list[Listener] = []
     admin = Admin(config)
-    forks = Forks(admin)
     shutdown = Hook(config, "app.shutdown")
     try:
         signals.install(lambda: dump_threads(log))
         server_type = core_server()
+        forks = Forks()
         connections = _fit_connections(config, log)
         _check_access_log(config)
         admin.open()
@@ -137,8 +140,7 @@ def serve(config: Config) -> int:
         try:
             server = server_type(options, sockets, application, log.report)
         except (OSError, ValueError, RuntimeError, MemoryError) as error:
-            raise LauncherError(f"the core cannot start: {type(error).__name__}: {error}") from None
-        forks.server = server
+            raise LauncherError(f"the core cannot start: {describe_exception(error)}") from None
         log.hand_over(server)
         sys.setswitchinterval(config.seconds("concurrency.switch_interval"))
         _take_back_signals(signals, log)
@@ -366,14 +368,13 @@ class Workers:
             self._server.run_worker(number)
         except BaseException as error:
             # The application may have set one for this thread, which comes whenever it likes.
-            why = f"{type(error).__name__}: {error}"
+            why = describe_exception(error)
         if not self._is_ending:
-            self._fail(why)
+            self._fail(number, why)
 
-    def _fail(self, why: str) -> None:
+    def _fail(self, number: int, why: str) -> None:
         self.has_failed = True
-        name = threading.current_thread().name
-        self._log.error(f"the worker {name} has ended ({why}); the server stops")
+        self._log.error(f"the worker serve-zig-{number} has ended ({why}); the server stops")
         self._server.stop()
 
 
@@ -449,7 +450,7 @@ class _Run:
         while self._raised:
             self._log.error(
                 "a signal handler of the application raised; the server goes on",
-                traceback_of(self._raised[0]),
+                format_exception(self._raised[0]),
             )
             self._raised.pop(0)
 
@@ -477,16 +478,19 @@ class _Run:
 
     def _tell_notices(self) -> None:
         while (notice := self._server.take_notice()) is not None:
-            self._log.warning(text_of(*notice))
+            self._log.record(level_of(notice[0]), text_of(*notice))
 
     def _diagnose(self) -> None:
+        if self._signals.take_dump():
+            self._try(lambda: self._diagnosis.dump("SIGUSR1"))
+        self._try(self._diagnosis.act_on_overdue)
+
+    def _try(self, tell: Callable[[], None]) -> None:
+        """What cannot be told must not end what it speaks of, nor change the exit status."""
         try:
-            if self._signals.take_dump():
-                self._diagnosis.dump("SIGUSR1")
-            self._diagnosis.act_on_overdue()
-        except Exception as error:
-            # A log that cannot be written must not end what it speaks of.
-            self._log.error(f"diagnosis: {type(error).__name__}: {error}")
+            tell()
+        except BaseException as error:
+            self._log.error(f"diagnosis: {describe_exception(error)}")
 
     def _timeout_ms(self) -> int:
         until = self._drains_at if self._deadline is None else self._deadline
@@ -530,7 +534,7 @@ class _Run:
         self._log.error(
             f"the drain timed out after {self._drain_seconds:g} s ({self._load_text()})"
         )
-        self._diagnosis.report_stuck()
+        self._try(self._diagnosis.report_stuck)
         return self._stop(EXIT_DRAIN_TIMEOUT)
 
     def _stop(self, status: int) -> int:

@@ -16,6 +16,12 @@ class AdminClient:
         host, _, port = bind.rpartition(":")
         self.address = (host, int(port))
 
+    def request(self, path: str, *fields: str, method: str = "GET") -> bytes:
+        """Return a request that names the listener as its host."""
+        if not any(line.lower().startswith("host:") for line in fields):
+            fields = (f"Host: {self.bind}", *fields)
+        return get(path, *fields, method=method)
+
     def connect(self, timeout: float = 5.0) -> Connection:
         """Open a connection."""
         return Connection(2, self.address, timeout=timeout)
@@ -24,7 +30,7 @@ class AdminClient:
         """Return the answer to one request on a new connection, which comes in time."""
         began = time.monotonic()
         with self.connect() as connection:
-            connection.send(get(path, *fields, method=method))
+            connection.send(self.request(path, *fields, method=method))
             response = connection.response(method)
         taken = time.monotonic() - began
         assert taken < within, f"{path} took {taken:.3f} s"

@@ -18,6 +18,10 @@ pub const Kind = enum {
     descriptors_exhausted,
     /// `limits.buffer_memory` is reached.
     buffers_full,
+    /// The application has set a field of the connection's, which was left out.
+    connection_dropped,
+    keep_alive_dropped,
+    proxy_connection_dropped,
 };
 
 pub const Notice = struct {

@@ -515,6 +515,7 @@ pub const Reply = struct {
     fn finish_head(self: *Reply, length_known: ?u64) WriteError![]const u8 {
         self.progress.framing = self.choose_framing(length_known);
         if (self.progress.framing == .until_close) self.progress.must_close = true;
+        if (self.head.asks_close) self.progress.must_close = true;
         switch (self.progress.framing) {
             .content_length => |length| self.progress.remaining = length,
             .none, .chunked, .until_close => {},
