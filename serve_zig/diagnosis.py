@@ -98,6 +98,16 @@ class Diagnosis:
         return self._threads[number].ident or 0
 
 
+def dump_threads_early(log: Log) -> None:
+    """Log the stacks while the application is imported.
+
+    Raises ImportError where the module that finds the sources is being imported just now.
+    """
+    import traceback  # noqa: F401
+
+    dump_threads(log)
+
+
 def dump_threads(log: Log) -> None:
     """Log the stack of each thread that is inside code of the application, and name the others."""
     others = []

@@ -90,7 +90,7 @@ class Log:
         detail = ""
         if exception is not None:
             what = f"{message}: {type_name(exception)}" if message else type_name(exception)
-            detail = format_exception(exception)
+            detail = traceback_of(exception)
         if self._is_json:
             self.record(
                 "error",
@@ -116,6 +116,14 @@ def escape(text: str) -> str:
     if text.isascii() and text.isprintable() and '"' not in text and "\\" not in text:
         return text
     return text.encode("unicode_escape").decode("ascii").replace('"', '\\"')
+
+
+def traceback_of(exception: BaseException) -> str:
+    """Return the application's traceback, or why there is none: want of memory, say."""
+    try:
+        return format_exception(exception)
+    except BaseException as error:
+        return f"(no traceback: {type_name(error)})"
 
 
 def _one_line(text: str) -> str:

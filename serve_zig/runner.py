@@ -14,10 +14,10 @@ import time
 from serve_zig import cgroup, stderr
 from serve_zig.admin import Admin
 from serve_zig.application import load
-from serve_zig.application_traceback import describe_exception, format_exception
+from serve_zig.application_traceback import describe_exception
 from serve_zig.config import ACCESS_WORDS
 from serve_zig.descriptors import fit_connections
-from serve_zig.diagnosis import Diagnosis, dump_threads
+from serve_zig.diagnosis import Diagnosis, dump_threads_early
 from serve_zig.errors import (
     EXIT_DRAIN_TIMEOUT,
     EXIT_DRAINED,
@@ -30,7 +30,7 @@ from serve_zig.forks import Forks
 from serve_zig.hooks import Hook
 from serve_zig.kinds import MEBIBYTE, size_text
 from serve_zig.listeners import Listener, close_listeners, open_listeners
-from serve_zig.logging import LEVELS, Log
+from serve_zig.logging import LEVELS, Log, traceback_of
 from serve_zig.memory import resident_bytes
 from serve_zig.notices import level_of, text_of
 from serve_zig.process_end import end_now, warn_with
@@ -106,7 +106,7 @@ def serve(config: Config) -> int:
     admin = Admin(config)
     shutdown = Hook(config, "app.shutdown")
     try:
-        signals.install(lambda: dump_threads(log))
+        signals.install(lambda: dump_threads_early(log))
         server_type = core_server()
         forks = Forks()
         connections = _fit_connections(config, log)
@@ -450,7 +450,7 @@ class _Run:
         while self._raised:
             self._log.error(
                 "a signal handler of the application raised; the server goes on",
-                format_exception(self._raised[0]),
+                traceback_of(self._raised[0]),
             )
             self._raised.pop(0)
 

@@ -19,7 +19,7 @@ const Fixture = struct {
         var listener: sys.Fd = sys.no_fd;
         const address = try fixture_module.open_listener(.{ .options = .{} }, &listener);
         var given = options;
-        given.hosts = "a";
+        given.hosts = "a\ntest";
         return .{ .admin = try Admin.create(gpa, given, &.{listener}), .address = address };
     }
 

@@ -123,8 +123,8 @@ pub const Call = struct {
         return before.state == .taken;
     }
 
-    /// What was sent of the poller's answer, once the call is taken. The poller is about to send it,
-    /// or has: the wait is for a system call that does not block.
+    /// What was sent of the poller's answer, once the call is taken. The poller is about to send
+    /// it, or has: the wait is for a system call that does not block.
     pub fn sent_of_answer(self: *Call) struct { bytes: u32, head_bytes: u32 } {
         var bytes = self.answer_sent.load(.acquire);
         while (bytes == pending) : (bytes = self.answer_sent.load(.acquire)) {

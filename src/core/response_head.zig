@@ -30,8 +30,8 @@ pub fn describe(err: Error) [:0]const u8 {
         error.BadStatus => "the status must be three digits from 200 to 999, a space and a reason",
         error.ControlCharacter => "CR, LF, NUL or another control character in a response field",
         error.BadFieldName => "the name of a response field is not a token",
-        error.HopByHopField => "the field speaks for one connection, or of the message's framing, " ++
-            "and only the server may send it (PEP 3333, Other HTTP Features); leave it out",
+        error.HopByHopField => "a field of the connection or of the framing is the server's to " ++
+            "send (PEP 3333, Other HTTP Features); leave it out",
         error.BadContentLength => "Content-Length is not a number of bytes",
         error.DuplicateContentLength => "Content-Length is given twice",
         error.HeadTooLarge => "the response head is larger than 1 MiB",
@@ -444,7 +444,8 @@ test "fields of the connection are left out, and close is obeyed" {
 test "an error names the field, its value and the rule" {
     var buffer: [explanation_bytes_max]u8 = undefined;
     const named = explain(&buffer, error.HopByHopField, "Transfer-Encoding", "chunked");
-    try testing.expect(std.mem.startsWith(u8, named, "response field Transfer-Encoding: chunked: "));
+    const begin = "response field Transfer-Encoding: chunked: ";
+    try testing.expect(std.mem.startsWith(u8, named, begin));
     try testing.expect(std.mem.indexOf(u8, named, "PEP 3333") != null);
     const long: [4096]u8 = @splat(0xff);
     const cut = explain(&buffer, error.ControlCharacter, &long, &long);

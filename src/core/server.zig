@@ -465,6 +465,7 @@ pub const Server = struct {
         kind: notices_module.Kind,
         address: *const sys.Address,
     ) void {
+        if (forks.is_child()) return;
         if (self.notices.leave(kind, address)) self.tell_launcher();
     }
 
