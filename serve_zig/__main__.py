@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from serve_zig.cli import main
+from serve_zig.descriptors import open_standard
 from serve_zig.errors import EXIT_FAILED
 from serve_zig.process_end import end_soon
 from serve_zig.signals import settle
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 def run(program: Callable[[], int] = main) -> NoReturn:
     """Run the command line, and end the process with its exit status."""
+    open_standard()
     status = EXIT_FAILED
     try:
         status = program()

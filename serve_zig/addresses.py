@@ -20,9 +20,16 @@ _SOCKET_NAME = re.compile(r"[!-9;-~][ -9;-~]{0,254}")
 MASK = "***"
 """What is shown in the place of a secret."""
 
-_CREDENTIALS = re.compile(r"(?<=://)[^/?#\s]*@")
+# Up to the last "@": a password may hold what would end it in a URL that is well formed.
+_CREDENTIALS = re.compile(r"(?<=://)\S*@")
 _CREDENTIALS_OF_NO_URL = re.compile(r"(?<=://).*@")
-_QUERY_VALUE = re.compile(r"(?<=[?&])([^=&#\s]+)=[^&#\s]*")
+# A parameter without a name is all value.
+_QUERY_VALUE = re.compile(r"(?<=[?&])([^=&#\s]*=|)[^&#\s]+")
+_SECRET_NAME = re.compile(
+    r"passw|passphrase|secret|token|credential|private|authorization|signature|dsn|api_?key"
+    r"|(^|_)(key|auth|pw|pwd)($|_)",
+    re.IGNORECASE,
+)
 
 
 class AddressError(ValueError):
@@ -151,7 +158,12 @@ def parse_url(text: str) -> None:
 
 def mask_secrets(text: str) -> str:
     """Return the text with what is secret in a URL masked: user, password, values of the query."""
-    return _QUERY_VALUE.sub(rf"\1={MASK}", _CREDENTIALS.sub(f"{MASK}@", text))
+    return _QUERY_VALUE.sub(rf"\1{MASK}", _CREDENTIALS.sub(f"{MASK}@", text))
+
+
+def is_secret_name(name: str) -> bool:
+    """Return whether a key, or a variable of the environment, names something secret."""
+    return _SECRET_NAME.search(name) is not None
 
 
 def _parse_descriptor(text: str) -> InheritedAddress | ActivatedAddress:

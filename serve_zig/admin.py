@@ -10,6 +10,8 @@ import sys
 import threading
 
 from serve_zig import stderr
+from serve_zig.addresses import TcpAddress, parse_address
+from serve_zig.application_traceback import describe_exception
 from serve_zig.errors import EXIT_APPLICATION, ApplicationError, LauncherError
 from serve_zig.listeners import Listener, close_listeners, open_listeners
 from serve_zig.process_end import end_now
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 _BACKLOG = 64
 
 _HELPER_SECONDS = 1.0
+
+_EVERY_INTERFACE = ("0.0.0.0", "[::]")
 
 
 class Admin:
@@ -59,11 +63,18 @@ class Admin:
         from serve_zig._core import Admin as CoreAdmin
 
         if bind:
-            mode = config.integer("listen.unix_mode")
+            mode = config.integer("admin.unix_mode")
             self._listeners = open_listeners([bind], mode, config.place("admin.bind"))
         for listener in self._listeners:
             listener.listen(_BACKLOG)
+        hosts = [*config.strings("admin.hosts"), *(one.host for one in self._listeners)]
+        address = parse_address(bind) if bind else None
+        if isinstance(address, TcpAddress):
+            # Where it is a name, that is an address too.
+            hosts.append(f"[{address.host}]" if ":" in address.host else address.host)
         options: dict[str, int | str] = {
+            "hosts": "\n".join(one for one in hosts if one),
+            "any_address": any(one.host in _EVERY_INTERFACE for one in self._listeners),
             "livez_stall_ms": max(1, round(config.seconds("admin.livez_stall") * 1000)),
             "startup_timeout_ms": round(startup_seconds * 1000),
             "watchdog_fd": self._notifier.watchdog_descriptor(),
@@ -84,13 +95,6 @@ class Admin:
                 f"the admin listener cannot start: {type(error).__name__}: {error}; "
                 f"{shortage_of_threads() or ANY}"
             ) from None
-
-    def close_in_child(self) -> None:
-        """In a forked process: close its copies of the descriptors."""
-        for listener in self._listeners:
-            listener.close()
-        if self._core is not None:
-            self._core.close_in_child()
 
     def stage(self, name: str) -> None:
         """Say where the process is: importing, startup, starting, serving or shutdown."""
@@ -129,11 +133,12 @@ class Admin:
     def _stacks(self) -> bytes:
         """Never raises: with the helper gone, the process would look stuck."""
         try:
-            return threads_as_json(self._diagnosis.by_thread() if self._diagnosis else {})
-        except Exception as error:
+            diagnosis = self._diagnosis
+            return threads_as_json(diagnosis.by_thread if diagnosis else dict)
+        except BaseException as error:
             import json
 
-            return json.dumps({"error": f"{type(error).__name__}: {error}"}).encode() + b"\n"
+            return json.dumps({"error": describe_exception(error)}).encode() + b"\n"
 
     def _give_up_start(self) -> None:
         config = self._config

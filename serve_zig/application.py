@@ -12,11 +12,13 @@ import _thread
 import importlib
 import os
 import sys
+from types import FunctionType, MethodType
 
 from serve_zig.application_traceback import (
     escape_controls,
     format_exception,
     has_application_frames,
+    type_name,
 )
 from serve_zig.errors import ApplicationError, StartInterruptedError
 from serve_zig.nearest import nearest
@@ -189,13 +191,55 @@ def _check(application: object, target: Target, place: str) -> Application:
             f"{place}: {subject} is an asynchronous (ASGI) application; serve-zig serves WSGI, "
             "so wrap it in an adapter or name the WSGI application"
         )
-    count = code.co_argcount if code is not None and type(application) is type(load) else 2
-    if count < 2 and not flags & _TAKES_ANY_NUMBER:
-        hint = "" if target.is_factory else f'; if it is a factory, write "{target.text}()"'
-        raise ApplicationError(
-            f"{place}: {subject} is a function that does not take environ and start_response{hint}"
-        )
+    problem = _argument_problem(application)
+    if problem:
+        hint = ""
+        if isinstance(application, type):
+            hint = "; if an instance of it is the application, name that"
+        elif not target.is_factory:
+            hint = f'; if it is a factory, write "{target.text}()"'
+        raise ApplicationError(f"{place}: {subject} is {problem}{hint}")
     return application
+
+
+def _argument_problem(application: object) -> str:
+    """Return why it cannot be called with environ and start_response, where that is known."""
+    kind = "a function that"
+    functions: list[tuple[object, int]] = [(application, 0)]
+    if isinstance(application, MethodType):
+        kind, functions = "a method that", [(application.__func__, 1)]
+    elif isinstance(application, type):
+        if type(application).__call__ is not type.__call__:
+            # The metaclass has its own way to make instances.
+            return ""
+        new: object = application.__new__
+        init: object = application.__init__  # type: ignore[misc]
+        if new is object.__new__ and init is object.__init__:
+            return "a class whose instances are made without arguments"
+        kind, functions = "a class that", [(new, 1), (init, 1)]
+    elif not isinstance(application, FunctionType):
+        kind = f"{_describe(application)} object that"
+        functions = [(type(application).__call__, 1)]
+    for function, bound in functions:
+        what = _unsuitable_arguments(function, bound) if isinstance(function, FunctionType) else ""
+        if what:
+            return f"{kind} {what}"
+    return ""
+
+
+def _unsuitable_arguments(function: FunctionType, bound: int) -> str:
+    """``bound`` arguments come before the two of WSGI: the instance, or the class."""
+    code = function.__code__
+    if code.co_argcount - bound < 2 and not code.co_flags & _TAKES_ANY_NUMBER:
+        return "does not take environ and start_response"
+    names = code.co_varnames
+    last = code.co_argcount - len(function.__defaults__ or ())
+    keyword_only = names[code.co_argcount : code.co_argcount + code.co_kwonlyargcount]
+    given = function.__kwdefaults__ or {}
+    needed = [*names[bound + 2 : last], *(name for name in keyword_only if name not in given)]
+    if needed:
+        return f"needs more than environ and start_response: {', '.join(needed)}"
+    return ""
 
 
 def _code(function: object) -> CodeType | None:
@@ -205,7 +249,7 @@ def _code(function: object) -> CodeType | None:
 
 def _raised(action: str, error: BaseException, place: str) -> ApplicationError:
     return ApplicationError(
-        f"{place}: {action} raised {type(error).__name__}: {_message(error)}",
+        f"{place}: {action} raised {type_name(error)}: {_message(error)}",
         detail=format_exception(error),
     )
 
@@ -213,7 +257,7 @@ def _raised(action: str, error: BaseException, place: str) -> ApplicationError:
 def _message(error: BaseException) -> str:
     try:
         text = str(error)
-    except Exception:
+    except BaseException:
         return "(no message)"
     first = text.partition("\n")[0][:_MESSAGE_CHARACTERS_MAX]
     return escape_controls(first) or "(no message)"

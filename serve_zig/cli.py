@@ -17,8 +17,8 @@ from serve_zig.hooks import Hook
 from serve_zig.init_process import run_as_init
 from serve_zig.process_end import end_now
 from serve_zig.progress import announced
-from serve_zig.signals import has_threads
 from serve_zig.target import parse_target
+from serve_zig.threads import names_of_waited_for
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -213,7 +213,7 @@ def _check(config: Config) -> int:
     # TOML is UTF-8, whatever the terminal's encoding is.
     sys.stdout.buffer.write(config.to_toml().encode("utf-8"))
     sys.stdout.flush()
-    if has_threads():
+    if names_of_waited_for():
         # The import has started a thread, which the interpreter would wait for.
         end_now(EXIT_DRAINED)
     return EXIT_DRAINED

@@ -12,10 +12,10 @@ import sys
 import tomli
 
 from serve_zig import toml_format, toml_reader
-from serve_zig.addresses import UnixAddress, mask_secrets, parse_address
+from serve_zig.addresses import MASK, UnixAddress, is_secret_name, mask_secrets, parse_address
 from serve_zig.combinations import check_combinations
 from serve_zig.errors import ConfigError
-from serve_zig.interpolation import InterpolationError, escape, expand
+from serve_zig.interpolation import InterpolationError, escape, expand, names_in
 from serve_zig.kinds import Kind, Text, UnsuitableError, Value
 from serve_zig.schema import ARRAYS, KEYS, TABLES, Key, keys_of
 from serve_zig.static_tables import check_tables, resolve_directory
@@ -54,12 +54,14 @@ class Config:
         values: dict[str, Value],
         overridden: set[str],
         counts: dict[str, int],
+        written: Mapping[str, object],
     ):
         self.file = file
         self._text = text
         self._values = values
         self._overridden = overridden
         self._counts = counts
+        self._written = written
         self.warnings: list[str] = []
         """What has no effect; the server starts all the same."""
 
@@ -114,11 +116,15 @@ class Config:
         found: dict[str, dict[str, Value] | list[dict[str, Value]]] = {}
         for table in TABLES:
             rows = [
-                {key.name: _masked(self._values[prefix + key.name]) for key in keys_of(table)}
+                {key.name: self._masked(key, prefix) for key in keys_of(table)}
                 for prefix in _prefixes(table, self._counts)
             ]
             found[table] = rows if table in ARRAYS else rows[0]
         return found
+
+    def _masked(self, key: Key, prefix: str) -> Value:
+        path = prefix + key.name
+        return _masked(key, self._values[path], self._written.get(path))
 
     def to_toml(self) -> str:
         """Return the config as a TOML file that loads to the same config from any directory."""
@@ -169,7 +175,7 @@ def load(
     if problems:
         raise ConfigError(*problems)
 
-    config = Config(file, text, values, overridden, counts)
+    config = Config(file, text, values, overridden, counts, written)
     _resolve(config, values, set(written))
     return config
 
@@ -464,8 +470,25 @@ def _absolute_address(text: str, base: str, place: str, problems: list[str]) -> 
     return f"unix:{path}"
 
 
-def _masked(value: Value) -> Value:
-    return mask_secrets(value) if isinstance(value, str) else value
+def _masked(key: Key, value: Value, written: object) -> Value:
+    """Return what others may see of a value that stands in the config as ``written``."""
+    if isinstance(value, list):
+        given = written if isinstance(written, list) else [written] * len(value)
+        if len(given) != len(value):
+            return [mask_secrets(one) for one in value]
+        return [_masked_text(key, *pair) for pair in zip(value, given, strict=True)]
+    return _masked_text(key, value, written) if isinstance(value, str) else value
+
+
+def _masked_text(key: Key, text: str, written: object) -> str:
+    if is_secret_name(key.name) and text:
+        return MASK
+    if isinstance(written, str):
+        secret = [one for one in names_in(written) if is_secret_name(one)]
+        if secret:
+            # As it was written, for the value may be a part of another word by now.
+            return mask_secrets(written)
+    return mask_secrets(text)
 
 
 def _to_toml(kind: Kind, value: Value) -> str:

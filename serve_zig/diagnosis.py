@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from serve_zig.application_traceback import describe_exception
 from serve_zig.logging import escape
 from serve_zig.request_timeout import RequestTimeout
 from serve_zig.stacks import every_stack, stack_of
@@ -34,25 +35,47 @@ class Diagnosis:
     def act_on_overdue(self) -> None:
         """Log each application call that has passed its limit, and raise in its thread."""
         while (report := self._server.take_overdue()) is not None:
-            stack = stack_of(self._thread_id(report["thread"])) if report["running"] else ""
-            answered = "; the client was answered 504" if report["answered"] else ""
-            self._log.record(
-                "warning",
-                f"request timeout: {describe(report)} has been in the application for "
-                f"{report['waited']:.1f} s{answered}",
-                stack or "(it ended before its stack could be taken: the GIL was held)",
-                **_fields(report),
-            )
-            if self._raises:
-                self._server.interrupt(report["thread"], report["call"], RequestTimeout)
+            try:
+                self._tell_overdue(report)
+            except BaseException as error:
+                # For want of memory, say. The call is interrupted all the same.
+                self._log.error(f"diagnosis: {describe_exception(error)}")
+            finally:
+                if self._raises:
+                    self._server.interrupt(report["thread"], report["call"], RequestTimeout)
+
+    def _tell_overdue(self, report: Request) -> None:
+        stack = stack_of(self._thread_id(report["thread"]))
+        # Threads take turns while the stack is formatted; it is that of the call if the call was
+        # in progress before and after.
+        if not self._server.is_in_call(report["thread"], report["call"]):
+            stack = ""
+        answered = "; the client was answered 504" if report["answered"] else ""
+        self._log.record(
+            "warning",
+            f"request timeout: {describe(report)} has been in the application for "
+            f"{report['waited']:.1f} s{answered}",
+            stack or "(it ended before its stack could be taken: the GIL was held)",
+            **_fields(report),
+        )
 
     def report_stuck(self) -> None:
         """Log each request that still runs when the drain is cut off."""
-        for request in self._server.requests():
-            stack = ""
-            if request["thread"] is not None:
-                stack = stack_of(self._thread_id(request["thread"]))
-            self._log.record("error", f"cut off: {describe(request)}", stack, **_fields(request))
+        stuck = self._server.requests()
+        stacks = [
+            stack_of(self._thread_id(one["thread"])) if one["thread"] is not None else ""
+            for one in stuck
+        ]
+        # A thread may have gone on with another request since.
+        still = {(one["thread"], one["request_id"]) for one in self._server.requests()}
+        for request, stack in zip(stuck, stacks, strict=True):
+            is_its = (request["thread"], request["request_id"]) in still
+            self._log.record(
+                "error",
+                f"cut off: {describe(request)}",
+                stack if is_its else "",
+                **_fields(request),
+            )
 
     def dump(self, why: str) -> None:
         """Log every request in flight and every thread's stack."""
@@ -73,6 +96,16 @@ class Diagnosis:
 
     def _thread_id(self, number: int) -> int:
         return self._threads[number].ident or 0
+
+
+def dump_threads_early(log: Log) -> None:
+    """Log the stacks while the application is imported.
+
+    Raises ImportError where the module that finds the sources is being imported just now.
+    """
+    import traceback  # noqa: F401
+
+    dump_threads(log)
 
 
 def dump_threads(log: Log) -> None:

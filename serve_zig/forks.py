@@ -12,27 +12,33 @@ import signal
 import threading
 
 from serve_zig import stderr
+from serve_zig.application_traceback import format_exception
 from serve_zig.errors import EXIT_DRAINED, EXIT_FAILED
-from serve_zig.logging import traceback_of
 from serve_zig.process_end import end_now
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
 
-    from serve_zig._core import Server
-    from serve_zig.admin import Admin
     from serve_zig.listeners import Listener
 
 
 class Forks:
     """Closes in a forked process what is the server's alone."""
 
-    def __init__(self, admin: Admin) -> None:
+    def __init__(self) -> None:
+        """Before anything of the application runs, so that the core's hooks are next to the fork:
+        those before it run in the reverse order.
+        """
+        from serve_zig._core import after_fork_in_child, after_fork_in_parent, before_fork
+
         self.listeners: list[Listener] = []
-        self.server: Server | None = None
-        self._admin = admin
         self._has_closed = False
+        os.register_at_fork(
+            before=before_fork,
+            after_in_parent=after_fork_in_parent,
+            after_in_child=after_fork_in_child,
+        )
         os.register_at_fork(after_in_child=self._close)
 
     def _close(self) -> None:
@@ -45,9 +51,6 @@ class Forks:
             signal.set_wakeup_fd(-1)
         for listener in self.listeners:
             listener.close()
-        self._admin.close_in_child()
-        if self.server is not None:
-            self.server.close_in_child()
 
 
 def end_child(exception: BaseException | None) -> NoReturn:
@@ -64,6 +67,6 @@ def end_child(exception: BaseException | None) -> NoReturn:
             "returned from its handler; it ends here, as os._exit would have ended it\n"
         )
     else:
-        stderr.tell(traceback_of(exception))
+        stderr.tell(format_exception(exception))
     # What the parent's streams had not written yet is the parent's to write.
     os._exit(EXIT_FAILED)

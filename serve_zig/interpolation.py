@@ -50,6 +50,11 @@ def expand(text: str, environment: Mapping[str, str]) -> str:
     return _DOLLAR.sub(replace, text)
 
 
+def names_in(text: str) -> list[str]:
+    """Return the names of the variables that ``expand`` would look up."""
+    return [match[1].partition(":-")[0] for match in _DOLLAR.finditer(text) if match[0] != "$$"]
+
+
 def escape(text: str) -> str:
     """Return ``text`` so that ``expand`` gives it back."""
     return text.replace("$", "$$")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 
 from serve_zig import toml_format
-from serve_zig.addresses import AddressError, parse_address
+from serve_zig.addresses import AddressError, TcpAddress, parse_address
 from serve_zig.networks import NetworkError, parse_network
 
 TYPE_CHECKING = False
@@ -381,6 +381,46 @@ class Networks(Kind):
     def from_text(self, text: str) -> list[str]:
         """Return the networks that the text names, separated by commas; none if it is empty."""
         return self.parse(text) if text.strip(" ") else []
+
+    def to_toml(self, value: Value) -> str:
+        """Return an array of basic strings."""
+        assert isinstance(value, list)
+        return toml_format.strings(value)
+
+
+class Hosts(Kind):
+    """Any number of host names and addresses, none twice."""
+
+    name = "string or list of strings"
+    allowed = (
+        "one string or a list of strings: host names and addresses without a port, such as "
+        '"app.internal" or "[::1]", or "*" for every host'
+    )
+
+    def parse(self, value: object) -> list[str]:
+        """Return the hosts as a list, in lower case."""
+        texts = [value] if isinstance(value, str) else value
+        if not isinstance(texts, list):
+            raise self.unsuitable(value)
+        hosts: list[str] = []
+        for text in texts:
+            host = text.lower() if isinstance(text, str) else ""
+            if host != "*" and not self._is_host(host):
+                raise UnsuitableError(
+                    f"found {toml_format.describe(text)} in the list; allowed is {self.allowed}"
+                )
+            if host in hosts:
+                raise UnsuitableError(f"{toml_format.string(text)} is given twice; remove one")
+            hosts.append(host)
+        return hosts
+
+    @staticmethod
+    def _is_host(text: str) -> bool:
+        try:
+            address = parse_address(f"{text}:1")
+        except AddressError:
+            return False
+        return isinstance(address, TcpAddress) and bool(address.host)
 
     def to_toml(self, value: Value) -> str:
         """Return an array of basic strings."""

@@ -63,11 +63,13 @@ class Listener:
         name = bound.getsockname()
         if bound.family in (socket.AF_INET, socket.AF_INET6):
             host, port = str(name[0]), int(name[1])
-            self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+            self.host = f"[{host}]" if ":" in host else host
+            self.url = f"http://{self.host}:{port}"
             self.server_name = _server_name(host)
             self.server_port = str(port)
         else:
             shown = os.fsdecode(name).replace("\0", "@")
+            self.host = ""
             self.url = f"unix:{shown}"
             self.server_name = _UNIX_SERVER_NAME
             self.server_port = _UNIX_SERVER_PORT

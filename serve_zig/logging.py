@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 
 from serve_zig import stderr
-from serve_zig.application_traceback import escape_controls, format_exception
+from serve_zig.application_traceback import escape_controls, format_exception, type_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,6 +29,10 @@ class Log:
     def __init__(self, level: str, form: str = "text") -> None:
         self._enabled = LEVELS[: LEVELS.index(level) + 1]
         self._is_json = form == "json"
+        if self._is_json:
+            # Before the application's directory is on sys.path, which may have a json.py too. A
+            # log of text does not need it.
+            import json  # noqa: F401
         self._write: Callable[[bytes], None] = stderr.write
         self._server: Server | None = None
 
@@ -85,7 +89,7 @@ class Log:
         what = message
         detail = ""
         if exception is not None:
-            what = f"{message}: {_name(exception)}" if message else _name(exception)
+            what = f"{message}: {type_name(exception)}" if message else type_name(exception)
             detail = traceback_of(exception)
         if self._is_json:
             self.record(
@@ -115,18 +119,11 @@ def escape(text: str) -> str:
 
 
 def traceback_of(exception: BaseException) -> str:
-    """Return the application's traceback, or why there is none."""
+    """Return the application's traceback, or why there is none: want of memory, say."""
     try:
         return format_exception(exception)
     except BaseException as error:
-        # The exception's own __str__ may fail, and an import may for want of descriptors.
-        return f"(no traceback: {_name(error)})"
-
-
-def _name(exception: BaseException) -> str:
-    # Past a metaclass of the application, which may have a __name__ that raises.
-    name: str = type.__dict__["__name__"].__get__(type(exception))
-    return name
+        return f"(no traceback: {type_name(error)})"
 
 
 def _one_line(text: str) -> str:
@@ -134,7 +131,6 @@ def _one_line(text: str) -> str:
 
 
 def _json_record(level: str, message: str, detail: str, fields: dict[str, str | None]) -> bytes:
-    # Imported here because a log of text does not need it.
     import json
 
     record: dict[str, str | None] = {"time": _timestamp(), "level": level, "message": message}

@@ -13,6 +13,16 @@ _STALLED = (
     ),
     ("stalled_for_threads", "requests wait, and every thread is taken (concurrency.threads)"),
 )
+_DROPPED = {
+    "connection_dropped": "Connection",
+    "keep_alive_dropped": "Keep-Alive",
+    "proxy_connection_dropped": "Proxy-Connection",
+}
+
+
+def level_of(kind: str) -> str:
+    """Return the level of the line for a notice."""
+    return "info" if kind in _DROPPED else "warning"
 
 
 def text_of(kind: str, address: str) -> str:
@@ -54,4 +64,10 @@ def text_of(kind: str, address: str) -> str:
                 f"{reason}: clients that take nothing of their responses are cut off, the longest "
                 "stalled first (said once; serve_zig_connections_closed_total counts them)"
             )
+    if kind in _DROPPED:
+        obeyed = ' ("close" is obeyed)' if kind == "connection_dropped" else ""
+        return (
+            f"the application sets the response field {_DROPPED[kind]}, which is the server's to "
+            f"send (PEP 3333): it is left out{obeyed} (said once)"
+        )
     return f"{kind}: {peer}"

@@ -13,6 +13,7 @@ import threading
 import time
 
 from serve_zig import stderr
+from serve_zig.threads import names_of_waited_for
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -54,15 +55,11 @@ def end_soon(status: int) -> None:
 
 def _end_late(status: int) -> None:
     time.sleep(_END_SECONDS)
-    names = [
-        thread.name
-        for thread in threading.enumerate()
-        if not thread.daemon and thread is not threading.main_thread()
-    ]
-    _warn(
-        f"the interpreter has not ended within {_END_SECONDS:g} s (threads of the application: "
-        f"{', '.join(names) or 'none'}); the process ends now"
-    )
+    with contextlib.suppress(BaseException):
+        _warn(
+            f"the interpreter has not ended within {_END_SECONDS:g} s (threads of the application: "
+            f"{', '.join(names_of_waited_for()) or 'none'}); the process ends now"
+        )
     end_now(status)
 
 
@@ -77,7 +74,7 @@ def end_now(status: int) -> NoReturn:
 def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
         # An application may have put anything there; what cannot be flushed is lost.
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(BaseException):
             stream.flush()
 
 
@@ -85,7 +82,7 @@ def _start(function: Callable[[], None], name: str) -> threading.Thread | None:
     thread = threading.Thread(target=function, name=name, daemon=True)
     try:
         thread.start()
-    except RuntimeError:
+    except (RuntimeError, MemoryError):
         # The system allows no more threads, or the interpreter is ending.
         return None
     return thread

@@ -16,9 +16,10 @@ from serve_zig import cgroup, stderr
 from serve_zig.activation import passed_sockets
 from serve_zig.admin import Admin
 from serve_zig.application import load
+from serve_zig.application_traceback import describe_exception
 from serve_zig.config import ACCESS_WORDS
 from serve_zig.descriptors import fit_connections
-from serve_zig.diagnosis import Diagnosis, dump_threads
+from serve_zig.diagnosis import Diagnosis, dump_threads_early
 from serve_zig.errors import (
     EXIT_DRAIN_TIMEOUT,
     EXIT_DRAINED,
@@ -33,18 +34,20 @@ from serve_zig.kinds import MEBIBYTE, size_text
 from serve_zig.listeners import Listener, close_listeners, open_listeners
 from serve_zig.logging import LEVELS, Log, traceback_of
 from serve_zig.memory import resident_bytes
-from serve_zig.notices import text_of
+from serve_zig.notices import level_of, text_of
 from serve_zig.notify import Notifier
 from serve_zig.process_end import end_now, warn_with
 from serve_zig.progress import announced
 from serve_zig.shortage import ANY, shortage_of_threads
-from serve_zig.signals import Signals, has_threads
+from serve_zig.signals import Signals
 from serve_zig.stacks import stack_of
 from serve_zig.static_tables import core_tables
 from serve_zig.target import parse_target
+from serve_zig.threads import names_of_waited_for
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from contextlib import AbstractContextManager
 
     from serve_zig._core import Server
@@ -113,11 +116,11 @@ def serve(config: Config) -> int:
     notifier = Notifier(os.environ, log.warning)
     listeners: list[Listener] = []
     admin = Admin(config, notifier)
-    forks = Forks(admin)
     shutdown = Hook(config, "app.shutdown")
     try:
-        signals.install(lambda: dump_threads(log), log.info)
+        signals.install(lambda: dump_threads_early(log), log.info)
         server_type = core_server()
+        forks = Forks()
         connections = _fit_connections(config, log)
         _check_access_log(config)
         admin.open()
@@ -148,7 +151,6 @@ def serve(config: Config) -> int:
             server = server_type(options, sockets, application, log.report)
         except (OSError, ValueError, RuntimeError, MemoryError) as error:
             raise LauncherError(f"the core cannot start: {_reason(error)}") from None
-        forks.server = server
         log.hand_over(server)
         sys.setswitchinterval(config.seconds("concurrency.switch_interval"))
         _take_back_signals(signals, log)
@@ -207,7 +209,7 @@ def serve(config: Config) -> int:
 
 def _end_with(signals: Signals) -> None:
     """Let a second signal end the process at once where it may not end by itself."""
-    if has_threads():
+    if names_of_waited_for():
         signals.ending()
     else:
         signals.closing()
@@ -459,14 +461,13 @@ class Workers:
             self._server.run_worker(number)
         except BaseException as error:
             # The application may have set one for this thread, which comes whenever it likes.
-            why = f"{type(error).__name__}: {error}"
+            why = describe_exception(error)
         if not self._is_ending:
-            self._fail(why)
+            self._fail(number, why)
 
-    def _fail(self, why: str) -> None:
+    def _fail(self, number: int, why: str) -> None:
         self.has_failed = True
-        name = threading.current_thread().name
-        self._log.error(f"the worker {name} has ended ({why}); the server stops")
+        self._log.error(f"the worker serve-zig-{number} has ended ({why}); the server stops")
         self._server.stop()
 
 
@@ -591,16 +592,19 @@ class _Run:
 
     def _tell_notices(self) -> None:
         while (notice := self._server.take_notice()) is not None:
-            self._log.warning(text_of(*notice))
+            self._log.record(level_of(notice[0]), text_of(*notice))
 
     def _diagnose(self) -> None:
+        if self._signals.take_dump():
+            self._try(lambda: self._diagnosis.dump("SIGUSR1"))
+        self._try(self._diagnosis.act_on_overdue)
+
+    def _try(self, tell: Callable[[], None]) -> None:
+        """What cannot be told must not end what it speaks of, nor change the exit status."""
         try:
-            if self._signals.take_dump():
-                self._diagnosis.dump("SIGUSR1")
-            self._diagnosis.act_on_overdue()
-        except Exception as error:
-            # A log that cannot be written must not end what it speaks of.
-            self._log.error(f"diagnosis: {type(error).__name__}: {error}")
+            tell()
+        except BaseException as error:
+            self._log.error(f"diagnosis: {describe_exception(error)}")
 
     def _timeout_ms(self) -> int:
         until = self._drains_at if self._deadline is None else self._deadline
@@ -647,7 +651,7 @@ class _Run:
         self._log.error(
             f"the drain timed out after {self._drain_seconds:g} s ({self._load_text()})"
         )
-        self._diagnosis.report_stuck()
+        self._try(self._diagnosis.report_stuck)
         return self._stop(EXIT_DRAIN_TIMEOUT)
 
     def _stop(self, status: int) -> int:

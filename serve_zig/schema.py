@@ -15,6 +15,7 @@ from serve_zig.kinds import (
     Addresses,
     Boolean,
     Choice,
+    Hosts,
     Integer,
     Kind,
     Mode,
@@ -392,6 +393,22 @@ KEYS: tuple[Key, ...] = (
         "The address of the admin listener, which answers /livez, /readyz, /metrics, /status, "
         "/threads and a page, also while the application is imported or holds the GIL; empty: "
         "none.",
+    ),
+    Key(
+        "admin.hosts",
+        Hosts(),
+        [],
+        "Further hosts for which the admin listener answers, such as the name of a service. It "
+        "always answers for the address that it is bound to, for any address where that is every "
+        "interface, and for localhost; other hosts are answered 421, so that no web page reaches "
+        'it by a name of its own (DNS rebinding). "*": every host.',
+    ),
+    Key(
+        "admin.unix_mode",
+        Mode(),
+        0o600,
+        "The permission bits of the file, where the admin listener is a unix socket; whoever may "
+        "write to the file may connect.",
     ),
     Key(
         "admin.livez_stall",

@@ -11,10 +11,10 @@ import atexit
 import os
 import signal
 import sys
-import threading
 import time
 
 from serve_zig.errors import EXIT_FAILED, StartInterruptedError
+from serve_zig.threads import names_of_waited_for
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -55,17 +55,11 @@ def settle() -> None:
     down; a signal that comes later would end the process with a status of its own. As long as it
     waits for threads of the application a stop signal still has its effect.
     """
-    if has_threads():
+    if names_of_waited_for():
         # The last that is registered is the first that runs, after the threads have ended.
         atexit.register(_ignore_all)
     else:
         _ignore_all()
-
-
-def has_threads() -> bool:
-    """Return whether the interpreter will wait for threads before it is taken down."""
-    main = threading.main_thread()
-    return any(not one.daemon for one in threading.enumerate() if one is not main)
 
 
 def _ignore_all() -> None:

@@ -17,6 +17,7 @@ import time
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 from serve_zig.addresses import MASK, mask_secrets
+from serve_zig.application_traceback import describe_exception, type_name
 from serve_zig.errors import ConfigError
 
 TYPE_CHECKING = False
@@ -208,7 +209,7 @@ class _Traced:
         try:
             request = self._begin(environ, start_response)
         except Exception as error:
-            self.log.error(f"telemetry: no span for a request: {type(error).__name__}: {error}")
+            self.log.error(f"telemetry: no span for a request: {describe_exception(error)}")
             return self._application(environ, start_response)  # type: ignore[no-any-return]
         if not request.span.is_recording():
             # Not sampled: nothing is measured. The application's spans are told by the context,
@@ -296,9 +297,7 @@ class _Request:
             self.span.record_exception(error)
         except Exception as other:
             # The exception's own __str__ may fail; the span has its name all the same.
-            self._traced.log.error(
-                f"telemetry: an exception is not recorded: {type(other).__name__}"
-            )
+            self._traced.log.error(f"telemetry: an exception is not recorded: {type_name(other)}")
         self.span.set_attribute("error.type", name)
         self.span.set_status(self._traced.error, name)
 

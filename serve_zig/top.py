@@ -24,10 +24,12 @@ from serve_zig.addresses import (
     UnixAddress,
     parse_address,
 )
+from serve_zig.application_traceback import describe_exception
 from serve_zig.config import FILE_DEFAULT
 from serve_zig.config import load as load_config
 from serve_zig.errors import EXIT_DRAINED, ConfigError, LauncherError
 from serve_zig.logging import escape
+from serve_zig.toml_format import printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,6 +40,9 @@ if TYPE_CHECKING:
 
 _ADDRESS_DEFAULT = "127.0.0.1:9100"
 _ANSWER_SECONDS = 5.0
+_ANSWER_BYTES_MAX = 16 * 1024 * 1024
+# The admin listener's own refusals, which say what to do.
+_REFUSED = (403, 421)
 _HISTORY = 60
 _BARS = "▁▂▃▄▅▆▇█"
 _PHASES = ("queue", "gil", "app", "write")
@@ -116,16 +121,33 @@ class Source:
             with contextlib.closing(self._connect()) as connection:
                 connection.request("GET", "/status")
                 answer = connection.getresponse()
-                found: Status = json.loads(answer.read())
-        except (OSError, http.client.HTTPException, ValueError) as error:
+                body = answer.read(_ANSWER_BYTES_MAX)
+        except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "strerror", None) or type(error).__name__
             raise LauncherError(
                 f"no admin listener answers at {self.text} ({reason}); name the address of "
                 "admin.bind: serve-zig top http://host:port"
             ) from None
-        if "counters" not in found and "state" not in found:
-            raise LauncherError(f"{self.text} is not the admin listener of a serve-zig")
+        if answer.status in _REFUSED:
+            why = body[:200].decode("utf-8", "replace").strip()
+            raise LauncherError(f"{self.text} answers {answer.status}: {why}")
+        try:
+            found = json.loads(body) if answer.status == 200 else None
+        except (ValueError, RecursionError):
+            found = None
+        if not isinstance(found, dict) or "state" not in found:
+            raise self._foreign(f"it answers /status with {answer.status}")
         return found
+
+    def _foreign(self, why: str) -> LauncherError:
+        return LauncherError(
+            f"{self.text} is not the admin listener of a serve-zig ({why}); that is at "
+            "admin.bind, and not where the application is served"
+        )
+
+    def not_understood(self, error: Exception) -> LauncherError:
+        """Return what to raise for a status that cannot be shown."""
+        return self._foreign(f"its /status cannot be read: {describe_exception(error)}")
 
     def _connect(self) -> http.client.HTTPConnection:
         connection = http.client.HTTPConnection(self._host, self._port, timeout=_ANSWER_SECONDS)
@@ -139,26 +161,34 @@ class Source:
 class View:
     """Draws one status after the other; what is a rate is taken from the one before."""
 
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: Source) -> None:
         self._source = source
         self._before: Status | None = None
         self._before_at = 0.0
         self._rates: list[float] = []
 
     def lines(self, status: Status, now: float, width: int, height: int) -> list[str]:
-        """Return the picture as lines of plain text, at most so many of at most such a width."""
-        lines = [self._title(status), ""]
-        if "counters" in status:
-            lines += self._figures(status, now)
-            lines += ["", *_table(status["requests"], max(0, height - len(lines) - 1))]
+        """Return the picture as lines of plain text, at most so many of at most such a width.
+
+        Raises LauncherError where the status is not one. Who sent it may be anybody: what a
+        terminal would obey is shown as an escape.
+        """
+        try:
+            lines = [self._title(status), ""]
+            if "counters" in status:
+                lines += self._figures(status, now)
+                lines += ["", *_table(status["requests"], max(0, height - len(lines) - 1))]
+        except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+            raise self._source.not_understood(error) from None
         self._before, self._before_at = status, now
-        return [line[:width] for line in lines[:height]]
+        return [printable(line)[:width] for line in lines[:height]]
 
     def _title(self, status: Status) -> str:
         stalled = f" (stalled for {duration(status['stalled'])})" if status.get("stalled") else ""
         return (
             f"serve-zig {status['version']} · {status['state']}{stalled} · pid {status['pid']} · "
-            f"up {duration(status['uptime'])} · Python {status['python']} · {self._source}"
+            f"up {duration(status['uptime'])} · Python {status['python']} · "
+            f"{self._source.text}"
         )
 
     def _figures(self, status: Status, now: float) -> list[str]:
@@ -262,7 +292,7 @@ def bars(values: list[float]) -> str:
 
 
 def _print_once(source: Source, interval: float) -> int:
-    view = View(source.text)
+    view = View(source)
     size = shutil.get_terminal_size((110, 30))
     view.lines(source.status(), time.monotonic(), size.columns, size.lines)
     time.sleep(interval)
@@ -275,7 +305,7 @@ def _print_once(source: Source, interval: float) -> int:
 
 def _watch(source: Source, interval: float) -> int:
     status: Status | None = source.status()
-    view = View(source.text)
+    view = View(source)
     with _raw_keys(), _screen():
         while True:
             began = time.monotonic()

@@ -7,6 +7,7 @@
 const py = @import("pydust");
 const admin_object = @import("python/admin_object.zig");
 const diagnosis = @import("python/diagnosis.zig");
+const fork_hooks = @import("python/fork_hooks.zig");
 const server_object = @import("python/server_object.zig");
 
 const root = @This();
@@ -94,12 +95,6 @@ pub const Server = py.class(struct {
         return object(server_object.close_logs(self.handle));
     }
 
-    /// In a forked process: closes its copies of the descriptors. What it has of the server then
-    /// does nothing; a handler that returns there ends the process.
-    pub fn close_in_child(self: *const Self) !py.PyObject {
-        return object(server_object.close_in_child(self.handle));
-    }
-
     /// All metrics in OpenMetrics' text format.
     pub fn metrics_text(self: *const Self) !py.PyObject {
         return object(server_object.metrics_text(self.handle));
@@ -117,6 +112,18 @@ pub const Server = py.class(struct {
     /// An application call that has passed its time limit, each once.
     pub fn take_overdue(self: *const Self) !py.PyObject {
         return object(diagnosis.take_overdue(self.handle));
+    }
+
+    /// Whether the worker of this number is still in this call.
+    pub fn is_in_call(self: *const Self, args: struct {
+        thread: py.PyObject,
+        call: py.PyObject,
+    }) !py.PyObject {
+        return object(diagnosis.is_in_call(
+            self.handle,
+            @ptrCast(args.thread.py),
+            @ptrCast(args.call.py),
+        ));
     }
 
     /// Raises an exception in the worker of this number if it is still in this call.
@@ -161,11 +168,6 @@ pub const Admin = py.class(struct {
         return object(admin_object.stage(self.handle, @ptrCast(args.name.py)));
     }
 
-    /// In a forked process: closes its copies of the descriptors.
-    pub fn close_in_child(self: *const Self) !py.PyObject {
-        return object(admin_object.close_in_child(self.handle));
-    }
-
     /// From here on the answers are about this server.
     pub fn serve(self: *const Self, args: struct {
         server: *const Server.definition,
@@ -192,6 +194,22 @@ pub const Admin = py.class(struct {
         return object(admin_object.stop(self.handle));
     }
 });
+
+/// For os.register_at_fork, as are the next two: waits until every descriptor of the core is where
+/// a child finds it.
+pub fn before_fork() !py.PyObject {
+    return object(fork_hooks.before());
+}
+
+pub fn after_fork_in_parent() !py.PyObject {
+    return object(fork_hooks.after_in_parent());
+}
+
+/// Closes the child's copies of the descriptors. What it has of the server does nothing from then
+/// on; a handler that returns there ends the process.
+pub fn after_fork_in_child() !py.PyObject {
+    return object(fork_hooks.after_in_child());
+}
 
 /// Ends the process with a status after so many milliseconds, whatever the interpreter is doing.
 pub fn end_process(args: struct { after_ms: py.PyObject, status: py.PyObject }) !py.PyObject {

@@ -15,6 +15,12 @@ class AdminClient:
         host, _, port = bind.rpartition(":")
         self.address = (host, int(port))
 
+    def request(self, path: str, *fields: str, method: str = "GET") -> bytes:
+        """Return a request that names the listener as its host."""
+        if not any(line.lower().startswith("host:") for line in fields):
+            fields = (f"Host: {self.bind}", *fields)
+        return get(path, *fields, method=method)
+
     def connect(self, timeout: float = PATIENCE) -> Connection:
         """Open a connection."""
         return Connection(2, self.address, timeout=timeout)
@@ -22,7 +28,7 @@ class AdminClient:
     def ask(self, path: str, *fields: str, method: str = "GET") -> Response:
         """Return the answer to one request on a new connection."""
         with self.connect() as connection:
-            connection.send(get(path, *fields, method=method))
+            connection.send(self.request(path, *fields, method=method))
             return connection.response(method)
 
     def text(self, path: str, status: int = 200) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from admin_client import AdminClient, serve_with_admin
-from serving import Server, Servers, wait_until
+from serving import Server, Servers, free_port, wait_until
 from wire import PATIENCE, Connection, get
 
 ONE_THREAD = {"concurrency": {"threads": 1}}
@@ -93,19 +93,19 @@ def test_http_of_the_admin_listener(pair: tuple[Server, AdminClient]) -> None:
     _, admin = pair
     with admin.connect() as connection:
         for _ in range(3):
-            connection.send(get("/livez"))
+            connection.send(admin.request("/livez"))
             response = connection.response()
             assert response.body == b"alive\n"
             assert response.value("Cache-Control") == "no-store"
             assert response.value("X-Content-Type-Options") == "nosniff"
-        connection.send(get("/readyz", method="HEAD"))
+        connection.send(admin.request("/readyz", method="HEAD"))
         assert connection.response("HEAD").value("Content-Length") == "6"
-        connection.send(get("/nothing"))
+        connection.send(admin.request("/nothing"))
         assert connection.response().status == 404
-        connection.send(get("/status", method="POST"))
+        connection.send(admin.request("/status", method="POST"))
         refused = connection.response()
         assert (refused.status, refused.value("Allow")) == (405, "GET, HEAD")
-        connection.send(get("/livez?verbose=1", "Connection: close"))
+        connection.send(admin.request("/livez?verbose=1", "Connection: close"))
         assert connection.response().closes
         connection.expect_close()
 
@@ -166,7 +166,7 @@ def test_answers_while_a_handler_holds_the_gil(serve: Servers) -> None:
             for path in ("/livez", "/readyz", "/status", "/", "/metrics"):
                 assert admin.ask(path).status == 200, path
             with admin.connect() as waiting:
-                waiting.send(get("/threads"))
+                waiting.send(admin.request("/threads"))
                 assert admin.ask("/livez").status == 200
                 response = waiting.response()
             assert response.status == 503
@@ -432,3 +432,99 @@ def test_shutdown_that_hangs(serve: Servers) -> None:
     assert server.stop() == 4
     assert "app.shutdown takes longer" in server.log()
     assert "in shutdown" in server.log()
+
+
+# For whom it answers
+
+
+PATHS = ("/livez", "/readyz", "/metrics", "/status", "/threads", "/")
+
+
+def test_foreign_host_is_refused(pair: tuple[Server, AdminClient]) -> None:
+    """A page whose name was made to resolve to this address reads nothing (DNS rebinding)."""
+    _, admin = pair
+    for path in PATHS:
+        refused = admin.ask(path, "Host: evil.example:9100")
+        assert refused.status == 421
+        assert b"admin.hosts" in refused.body
+        for host in (admin.bind, "127.0.0.1", "localhost:1", "LOCALHOST"):
+            assert admin.ask(path, f"Host: {host}").status == 200, (path, host)
+    for host in ("192.0.2.1", "[::1]", "localhost.evil.example"):
+        assert admin.ask("/status", f"Host: {host}").status == 421
+    absolute = f"GET http://evil.example/status HTTP/1.1\r\nHost: {admin.bind}\r\n\r\n".encode()
+    with admin.connect() as connection:
+        connection.send(absolute)
+        assert connection.response().status == 421
+        # Not a browser's.
+        connection.send(b"GET /livez HTTP/1.0\r\n\r\n")
+        assert connection.response().body == b"alive\n"
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        "Origin: http://evil.example",
+        "Origin: http://localhost:3000",
+        "Origin: null",
+        "Sec-Fetch-Site: cross-site",
+    ],
+)
+def test_request_of_another_site_is_refused(pair: tuple[Server, AdminClient], field: str) -> None:
+    _, admin = pair
+    for path in PATHS:
+        assert admin.ask(path, field).status == 403
+    assert admin.ask("/status", f"Origin: http://{admin.bind}").status == 200
+    assert admin.ask("/status", "Sec-Fetch-Site: same-origin").status == 200
+
+
+def test_hosts_by_name(serve: Servers) -> None:
+    """A scraper that asks a service of the orchestrator's names that."""
+    hosts = {"admin": {"hosts": ["App.internal", "192.0.2.7"]}}
+    _, admin = serve_with_admin(serve, "echo:app", hosts)
+    for host in ("app.internal:9100", "APP.INTERNAL.", "192.0.2.7"):
+        assert admin.ask("/metrics", f"Host: {host}").status == 200
+    assert admin.ask("/metrics", "Host: other.internal").status == 421
+
+
+def test_bound_to_every_interface_any_address_is_its_own(serve: Servers) -> None:
+    """A probe of Kubernetes names the pod's address."""
+    port = free_port()
+    server = serve("echo:app", {"admin": {"bind": f"0.0.0.0:{port}"}})
+    admin = AdminClient(f"127.0.0.1:{port}")
+    admin.wait_ready()
+    assert admin.ask("/livez", f"Host: 10.42.0.7:{port}").status == 200
+    assert admin.ask("/livez", "Host: [fd00::7]").status == 200
+    assert admin.ask("/livez", "Host: app").status == 421
+    assert server.stop() == 0
+
+
+@pytest.mark.parametrize(("mode", "bits"), [(None, 0o600), (0o660, 0o660)])
+def test_mode_of_the_admin_socket(serve: Servers, mode: int | None, bits: int) -> None:
+    """Nobody else reads it, unless the operator says so; listen.unix_mode is for the clients."""
+    with tempfile.TemporaryDirectory(prefix="sz", dir="/tmp") as folder:
+        path = Path(folder) / "admin.sock"
+        config = {"bind": f"unix:{path}"} | ({"unix_mode": mode} if mode is not None else {})
+        serve("echo:app", {"admin": config})
+        assert path.stat().st_mode & 0o777 == bits
+
+
+def test_status_masks_what_is_secret(serve: Servers) -> None:
+    """Whoever may look at /status need not know the passwords."""
+    _, admin = serve_with_admin(
+        serve,
+        "echo:app",
+        {
+            "telemetry": {"service_name": "${SHOP_API_TOKEN}"},
+            "static": [
+                {"route": "/a", "directory": ".", "cache_control": "${CACHE_URL}"},
+                {"route": "/b", "directory": ".", "cache_control": "x=http://h/?k=hush2&hush3"},
+            ],
+        },
+        environment={"SHOP_API_TOKEN": "hush0", "CACHE_URL": "http://me:hu/sh?1@host/"},
+    )
+    text = admin.text("/status")
+    assert "hush" not in text
+    assert "sh?1" not in text
+    config = admin.json()["config"]
+    assert config["telemetry"]["service_name"] == "${SHOP_API_TOKEN}"
+    assert config["static"][0]["cache_control"] == "http://***@host/"

@@ -414,6 +414,79 @@ def test_factory_that_is_named_without_its_brackets(project: Project, parameters
     )
 
 
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        (
+            "class app:\n    def __init__(self, environ): pass",
+            "a class that does not take environ and start_response",
+        ),
+        (
+            "class app:\n    def __new__(cls, environ): pass",
+            "a class that does not take environ and start_response",
+        ),
+        (
+            "class app:\n    def __call__(self, environ, start_response): pass",
+            "a class whose instances are made without arguments",
+        ),
+        (
+            "class app:\n    def __init__(self, scope, receive, send): pass",
+            "a class that needs more than environ and start_response: send",
+        ),
+    ],
+)
+def test_class_that_takes_no_request(project: Project, source: str, said: str) -> None:
+    """Checked as a function is: else every request would be answered 500."""
+    project.write(classes=f"{source}\n")
+    assert project.refuse("classes:app")[0] == (
+        f'"classes:app" is {said}; if an instance of it is the application, name that'
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        (
+            "class A:\n    def __call__(self, environ): pass\napp = A()",
+            "an A object that does not take environ and start_response",
+        ),
+        (
+            "class A:\n    def m(self, environ): pass\napp = A().m",
+            "a method that does not take environ and start_response",
+        ),
+        (
+            "def app(environ, start_response, *, db): pass",
+            "a function that needs more than environ and start_response: db",
+        ),
+        (
+            "def app(a, b, c, d=1): pass",
+            "a function that needs more than environ and start_response: c",
+        ),
+    ],
+)
+def test_callable_that_takes_no_request(project: Project, source: str, said: str) -> None:
+    project.write(callables=f"{source}\n")
+    assert project.refuse("callables:app")[0].startswith(f'"callables:app" is {said}')
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "class app:\n    def __init__(self, environ, start_response, debug=False): pass",
+        "class app:\n    def __init__(self, *arguments): pass",
+        "class app:\n    def __new__(cls, environ, start_response): return []",
+        "class M(type):\n    def __call__(cls, *a): return []\nclass app(metaclass=M): pass",
+        "class app(list): pass",
+        "class A:\n    def m(self, environ, start_response): pass\napp = A().m",
+        "class A:\n    def __call__(self, environ, start_response, *more, x=1): pass\napp = A()",
+        "import functools\napp = functools.partial(print, 1)",
+    ],
+)
+def test_callable_that_may_take_a_request(project: Project, source: str) -> None:
+    project.write(fine=f"{source}\n")
+    assert project.load("fine:app") is not None
+
+
 def test_factory_that_returns_what_takes_no_request(project: Project) -> None:
     project.write(factory="def create():\n    return lambda: None\n")
     assert project.refuse("factory:create()")[0] == (

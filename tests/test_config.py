@@ -366,7 +366,7 @@ def test_every_mistake_is_reported_at_once(loader: Loader) -> None:
 def test_wrong_types_are_refused_for_every_key(loader: Loader) -> None:
     for key in schema.KEYS:
         right: tuple[str, ...] = ()
-        if key.path in ("proxy.trusted", "log.access_exclude"):
+        if key.path in ("proxy.trusted", "log.access_exclude", "admin.hosts"):
             right = ("[]",)
         if isinstance(key.kind, kinds.Boolean):
             right = ("true", "false")
@@ -395,7 +395,9 @@ def test_wrong_types_are_refused_for_every_key(loader: Loader) -> None:
             assert len(problems) == 1, (key.path, written)
             line = 2 if key.table == "app" else 4
             assert problems[0].startswith(f"serve.toml:{line}: {path}: "), problems
-            if not isinstance(key.kind, kinds.Addresses | kinds.Networks | kinds.Paths):
+            if not isinstance(
+                key.kind, kinds.Addresses | kinds.Networks | kinds.Paths | kinds.Hosts
+            ):
                 assert f": found {found}; allowed is {key.kind.allowed}" in problems[0]
 
 
@@ -787,3 +789,27 @@ def test_schema_names_each_key_once_in_a_known_table() -> None:
         assert key.documentation.endswith(".") or key.documentation.endswith(").")
         if key.default is not None:
             assert key.kind.parse(tomli.loads(f"x = {key.default_toml}")["x"]) == key.default
+
+
+# For whom the admin listener answers.
+
+
+@pytest.mark.parametrize(
+    ("written", "hosts"),
+    [
+        ('"App.Internal"', ["app.internal"]),
+        ('["a", "192.0.2.7", "[::1]", "*"]', ["a", "192.0.2.7", "[::1]", "*"]),
+    ],
+)
+def test_admin_hosts(loader: Loader, written: str, hosts: list[str]) -> None:
+    text = f"{MINIMAL}[admin]\nhosts = {written}\n"
+    assert loader.load(text).strings("admin.hosts") == hosts
+
+
+@pytest.mark.parametrize(
+    "host", ["a:80", "http://a", "a/b", "", "::1", "1.2.3", "a b", "unix:/x", "a\\nb"]
+)
+def test_admin_hosts_have_no_port(loader: Loader, host: str) -> None:
+    (problem,) = loader.refuse(f'{MINIMAL}[admin]\nhosts = ["{host}"]\n')
+    assert "admin.hosts" in problem
+    assert "without a port" in problem

@@ -252,7 +252,7 @@ def test_admin_answers_without_descriptors(serve: Servers) -> None:
         with all_closed([]) as kept:
             for _ in range(5):
                 kept.append(admin.connect())
-                kept[-1].send(get("/livez"))
+                kept[-1].send(admin.request("/livez"))
                 assert kept[-1].response().status == 200
                 assert admin.ask("/readyz").status == 200
                 assert admin.ask("/metrics").status == 200

@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -126,3 +127,73 @@ def test_child_of_the_import_has_no_listener(serve: Servers, tmp_path: Path) -> 
         assert second.exchange(get("/")).status == 200
     finally:
         os.kill(child, signal.SIGKILL)
+
+
+def test_child_touches_no_descriptor(serve: Servers) -> None:
+    """Whatever it calls: the numbers are those of its own files by then."""
+    server = serve("forking_apart:app")
+    said = server.exchange(get("/calls")).body.decode()
+    assert said == ("gone True, hints None, suspend True, readable True, writable True, write True")
+    assert server.exchange(get("/")).body == b"answered"
+
+
+def test_child_reads_a_body_in_memory_alone(serve: Servers) -> None:
+    """The temporary file is the parent's."""
+    server = serve("forking_apart:app", {"limits": {"body_memory": 4096}})
+    assert server.exchange(post("/input", b"x" * 4096)).body == b"4096"
+    refused = server.exchange(post("/input", b"x" * 100_000)).body
+    assert refused.startswith(b"OSError: this process was forked")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_fork_between_accept_and_slot(serve: Servers) -> None:
+    """A socket that was accepted, or closed, just then is not the child's."""
+    server = serve("forking_apart:app", {"concurrency": {"threads": 2}})
+    ends = threading.Event()
+
+    def come_and_go() -> None:
+        while not ends.is_set():
+            try:
+                with server.connect() as connection:
+                    connection.send(get("/"))
+                    connection.response()
+            except OSError:
+                continue
+
+    clients = [threading.Thread(target=come_and_go) for _ in range(3)]
+    for client in clients:
+        client.start()
+    try:
+        found = server.exchange(get("/sockets?200"), timeout=60).body.split()
+    finally:
+        ends.set()
+        for client in clients:
+            client.join()
+    assert len(found) == 200
+    assert set(found) == {b"0"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_start_with_closed_standard_descriptors(serve: Servers) -> None:
+    """No socket gets their numbers, so that nothing that is printed goes to a client."""
+    closing = 'exec 0<&- 1>&- 2>&-; exec "$@"'
+    server = serve(
+        "printing:app", files={"printing.py": PRINTING}, prefix=["sh", "-c", closing, "sh"]
+    )
+    for _ in range(3):
+        assert server.exchange(get("/")).body == b"answered"
+    for number in range(3):
+        assert os.readlink(f"/proc/{server.process.pid}/fd/{number}") == "/dev/null"
+
+
+PRINTING = """
+import os, subprocess, sys
+def app(environ, start_response):
+    print("to stdout", flush=True)
+    print("to stderr", file=sys.stderr, flush=True)
+    sys.stdin.read()
+    os.write(1, b"plain"); os.write(2, b"plain")
+    subprocess.run(["sh", "-c", "echo from a child; echo error >&2"], check=True)
+    start_response("200 OK", [])
+    return [b"answered"]
+"""

@@ -6,6 +6,7 @@ import select
 import socket
 import sys
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -709,3 +710,57 @@ def test_an_empty_line_is_followed_by_the_keep_alive_timeout(serve: Servers) -> 
         for connection, (_, keep_alive) in reversed(list(zip(connections, cases, strict=True))):
             connection.expect_close()
             assert seconds_since(began) > keep_alive * 0.75
+
+
+RAISED = {
+    "limits": {
+        "head": "16 MiB",
+        "request_line": "8 KiB",
+        "fields": 10_000,
+        "buffer_memory": "64 MiB",
+    }
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "separator"),
+    [
+        ("X-Many", "HTTP_X_MANY", ", "),
+        ("Accept", "HTTP_ACCEPT", ", "),
+        ("Cookie", "HTTP_COOKIE", "; "),
+    ],
+)
+def test_field_repeated_thousands_of_times(
+    serve: Servers, name: str, key: str, separator: str
+) -> None:
+    """Its lines are joined in a time that grows with their length and not with its square."""
+    server = serve("counting:app", RAISED, files={"counting.py": COUNTING})
+    value = "v" * 1000
+    lines = [f"{name}: {value}{number}" for number in range(9000)]
+    before = server.cpu_seconds()
+    found = server.exchange(get(f"/{key}", *lines), timeout=60).json()
+    spent = server.cpu_seconds() - before
+    expected = separator.join(f"{value}{number}" for number in range(9000))
+    assert found == [len(expected), zlib.crc32(expected.encode())]
+    # The square took more than a minute.
+    assert spent < 5, spent
+
+
+def test_many_fields_repeated_once(serve: Servers) -> None:
+    """What is collected for one field costs the others nothing."""
+    server = serve("counting:app", RAISED, files={"counting.py": COUNTING})
+    lines = [f"X-{number % 4500}: {number}" for number in range(9000)]
+    before = server.cpu_seconds()
+    found = server.exchange(get("/HTTP_X_4499", *lines), timeout=60).json()
+    assert server.cpu_seconds() - before < 5
+    expected = b"4499, 8999"
+    assert found == [len(expected), zlib.crc32(expected)]
+
+
+COUNTING = """
+import json, zlib
+def app(environ, start_response):
+    value = environ.get(environ["PATH_INFO"][1:], "")
+    start_response("200 OK", [("Content-Type", "application/json")])
+    return [json.dumps([len(value), zlib.crc32(value.encode("latin-1"))]).encode()]
+"""

@@ -5,10 +5,12 @@ import re
 import signal
 import threading
 import time
+from typing import Any
 
 import pytest
 
 from admin_client import AdminClient, serve_with_admin
+from serve_zig.diagnosis import Diagnosis
 from serving import Server, Servers, wait_until
 from wire import PATIENCE, get, post
 
@@ -179,6 +181,51 @@ def test_lines_of_an_overdue_call_are_told_by_its_id(serve: Servers) -> None:
     assert access["status"] == 504
     assert access["bytes_sent"] == len(wire)
     assert f"serve_zig_bytes_sent_total {len(wire)}\n" in admin.text("/metrics")
+
+
+def test_answer_that_was_not_sent_is_not_counted(serve: Servers) -> None:
+    """The client has gone when its time is over."""
+    server, _ = serve_with_admin(
+        serve,
+        "overdue:app",
+        {
+            "timeouts": {"request": LIMIT, "request_action": "answer"},
+            "log": {"format": "json", "access": "stdout"},
+        },
+    )
+    connection = server.connect()
+    connection.send(get("/sleep?0.6"))
+    server.wait_event("begun")
+    connection.reset()
+    access = json.loads(wait_until(lambda: server.output(), 5, lambda: "no line"))
+    assert access["bytes_sent"] == 0
+
+
+def test_overdue_call_is_not_told_with_another_request(serve: Servers) -> None:
+    """The thread may be in its next request when the launcher comes to look at it."""
+    server, _ = serve_with_admin(
+        serve,
+        "overdue:app",
+        {
+            "timeouts": {"request": 0.05, "request_action": "log"},
+            "concurrency": {"threads": 1, "switch_interval": 0.0005},
+            "log": {"format": "json"},
+        },
+    )
+    # Calls that end at about the time at which they are found, one behind the other.
+    requests = [get(f"/sleep?{0.045 + 0.001 * (number % 20)}") for number in range(60)]
+    requests += [get("/read")] * 60
+    with server.connect() as first, server.connect() as second:
+        first.send(b"".join(requests[:60]))
+        second.send(b"".join(requests[60:]))
+        for connection in (first, second):
+            for _ in range(60):
+                assert connection.response().status == 200
+    for line in log_lines(server):
+        record = json.loads(line)
+        assert record["target"].startswith("/sleep")
+        if "overdue.py" in record["detail"]:
+            assert "in sleep_in_steps" in record["detail"] or "in app" in record["detail"]
 
 
 def test_head_request_is_answered_without_a_body(answering: Pair) -> None:
@@ -443,3 +490,59 @@ def test_drain_with_an_overdue_call(serve: Servers, action: str) -> None:
         server.errors_expected = True
         assert server.stop() == 0
         assert connection.response().status == (200 if action == "log" else 504)
+
+
+@pytest.mark.parametrize("still", [True, False])
+def test_stack_is_that_of_the_overdue_call(still: bool) -> None:
+    """Python may switch threads while it is taken; the thread may be in another call then."""
+
+    class Core:
+        """A server with one overdue call, which ends while its stack is formatted, or not."""
+
+        def __init__(self) -> None:
+            self.reports = [
+                {
+                    "method": "GET",
+                    "target": "/",
+                    "client": "",
+                    "request_id": "",
+                    "phase": "app",
+                    "age": 1.0,
+                    "waited": 1.0,
+                    "answered": False,
+                    "thread": 0,
+                    "call": 7,
+                }
+            ]
+            self.interrupted: list[int] = []
+
+        def take_overdue(self) -> Any:
+            return self.reports.pop() if self.reports else None
+
+        def is_in_call(self, thread: int, call: int) -> bool:
+            return still
+
+        def interrupt(self, thread: int, call: int, exception: type) -> bool:
+            self.interrupted.append(call)
+            return still
+
+    class Told:
+        """A log that keeps what it is told."""
+
+        def __init__(self) -> None:
+            self.details: list[str] = []
+
+        def record(self, level: str, message: str, detail: str, **_: object) -> None:
+            self.details.append(detail)
+
+    core: Any = Core()
+    log: Any = Told()
+    ends = threading.Event()
+    worker = threading.Thread(target=lambda: ends.wait(30))
+    worker.start()
+    Diagnosis(core, [worker], log, raises=True).act_on_overdue()
+    ends.set()
+    worker.join()
+    (detail,) = log.details
+    assert ("test_request_timeout.py" in detail) == still
+    assert core.interrupted == [7]

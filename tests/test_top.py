@@ -1,5 +1,7 @@
 """serve-zig top: the live view of a running server, printed once and in a terminal."""
 
+import http.server
+import json
 import os
 import pty
 import re
@@ -7,8 +9,11 @@ import select
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
+
+import pytest
 
 from admin_client import serve_with_admin
 from serve_zig import top
@@ -169,3 +174,85 @@ def test_quantile_is_of_what_came_since() -> None:
     both = {"count": 4, "sum": 3.0}
     assert top.mean(both, {"count": 2, "sum": 2.0}) == 0.5
     assert top.mean(both, both) == 0.0
+
+
+class Answering(http.server.BaseHTTPRequestHandler):
+    """An endpoint that answers everything with what its server was given."""
+
+    def do_GET(self) -> None:
+        status, body = self.server.given  # type: ignore[attr-defined]
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Be quiet."""
+
+
+def top_of(status: int, body: bytes) -> subprocess.CompletedProcess[str]:
+    """Run top once against an endpoint that answers so."""
+    with http.server.HTTPServer(("127.0.0.1", 0), Answering) as server:
+        server.given = (status, body)  # type: ignore[attr-defined]
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            return run(f"127.0.0.1:{server.server_port}", "--once", "--interval=0.1")
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_escape_sequences_of_a_hostile_endpoint_are_shown() -> None:
+    """The terminal obeys none of them."""
+    hostile = "\x1b]0;owned\x07\x1b[2J\r\n\x9b31m\ud800"
+    status = {
+        "version": hostile,
+        "state": hostile,
+        "python": hostile,
+        "pid": hostile,
+        "uptime": 1.0,
+        "stalled": 0,
+    }
+    done = top_of(200, json.dumps(status).encode())
+    assert done.returncode == 0, done.stderr
+    assert "owned" in done.stdout
+    assert all(one.isprintable() for one in done.stdout.strip("\n"))
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (200, b'{"state": "serving"}'),
+        (
+            200,
+            b'{"state": "serving", "version": "1", "pid": 1, "uptime": "\\u001b[2J", "python": ""}',
+        ),
+        (
+            200,
+            b'{"state": "serving", "version": "1", "pid": 1, "uptime": 1, "python": "", '
+            b'"counters": []}',
+        ),
+        (200, b"[]"),
+        (200, b'"state"'),
+        (200, b"<html>the application</html>"),
+        (200, b"[" * 100_000),
+        (404, b"not found"),
+        (404, b'{"state": 1}'),
+    ],
+)
+def test_what_is_not_an_admin_listener_is_said_so(status: int, body: bytes) -> None:
+    """As where the main port was named: in one line, which says where to look."""
+    done = top_of(status, body)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert "is not the admin listener of a serve-zig" in line
+    assert "admin.bind" in line
+    assert line.isprintable()
+
+
+def test_refusal_of_the_admin_listener_is_shown() -> None:
+    done = top_of(421, b"name it in admin.hosts\x1b[2J\n")
+    assert done.returncode == 1
+    assert "name it in admin.hosts" in done.stderr
+    assert "\x1b" not in done.stderr

@@ -241,9 +241,6 @@ def test_line_ends_in_fields(server: Server, where: str, character: str, shape: 
 @pytest.mark.parametrize(
     "name",
     [
-        "Connection",
-        "connection",
-        "Keep-Alive",
         "Proxy-Authenticate",
         "Proxy-Authorization",
         "TE",
@@ -255,7 +252,73 @@ def test_line_ends_in_fields(server: Server, where: str, character: str, shape: 
 )
 def test_hop_by_hop_fields(server: Server, name: str) -> None:
     """PEP 3333: an application may not use hop-by-hop fields; it is an error to try."""
-    expect_500(server, "Traceback", headers=[[name, "close"]], pieces=["x"])
+    expect_500(
+        server,
+        rf"ValueError: response field {name}: close: .*PEP 3333",
+        headers=[[name, "close"]],
+        pieces=["x"],
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("Connection", "keep-alive"),
+        ("connection", "Upgrade"),
+        ("Keep-Alive", "timeout=5, max=100"),
+        ("Proxy-Connection", "keep-alive"),
+    ],
+)
+def test_fields_of_the_connection_are_left_out(server: Server, name: str, value: str) -> None:
+    """Event-stream tutorials and proxying views set them, and mean no harm."""
+    with server.connect() as connection:
+        for _ in range(2):
+            connection.send(get(script(headers=[[name, value], ["X-Other", "kept"]], pieces=["x"])))
+            response = connection.response()
+            assert (response.status, response.body) == (200, b"x")
+            assert response.value(name) is None
+            assert response.value("X-Other") == "kept"
+
+
+@pytest.mark.parametrize("value", ["close", "Close", "x, close", "close, keep-alive"])
+def test_connection_close_of_the_application_is_obeyed(server: Server, value: str) -> None:
+    with server.connect() as connection:
+        connection.send(get(script(headers=[["Connection", value]], pieces=PIECES)))
+        response = connection.response()
+        assert response.body == BODY
+        assert response.values("Connection") == ["close"]
+        connection.expect_close()
+
+
+def test_fields_that_are_left_out_are_told_once(serve: Servers) -> None:
+    server = serve("scripted:app")
+    for _ in range(3):
+        for name in ("Connection", "Keep-Alive"):
+            ask(server, headers=[[name, "keep-alive"]], pieces=["x"])
+    server.wait_log(r" info the application sets the response field Keep-Alive, ")
+    server.wait_log(r" info the application sets the response field Connection, ")
+    assert server.stop() == 0
+    assert server.log().count("the application sets the response field") == 2
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ({"status": "20x Odd"}, r'ValueError: status "20x Odd": the status must be three digits'),
+        ({"headers": [["X Name", "x"]]}, r"ValueError: response field X Name: x: .*token"),
+        ({"headers": [["X-Name", "a\nb"]]}, r"ValueError: response field X-Name: a\\x0ab: "),
+        (
+            {"headers": [["X-Name", {"odd": "int"}]]},
+            "TypeError: response field X-Name: the value is of type int; PEP 3333 wants a str",
+        ),
+        (
+            {"headers": [["X-Name", {"odd": "wide"}]]},
+            r'ValueError: response field X-Name: ".*" is not Latin-1',
+        ),
+    ],
+)
+def test_what_is_wrong_names_the_field(server: Server, spec: dict[str, Any], said: str) -> None:
+    expect_500(server, said, **spec, **({} if "pieces" in spec else {"pieces": ["x"]}))
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,15 @@
 //! belongs to the one thread that `run` is. What each path answers is in admin_pages.zig.
 
 const std = @import("std");
+const forks = @import("forks.zig");
 const sys = @import("sys.zig");
 const pages = @import("pages.zig");
 const health_module = @import("health.zig");
 const date_module = @import("date.zig");
 const request_head = @import("request_head.zig");
+const admin_hosts = @import("admin_hosts.zig");
 const admin_pages = @import("admin_pages.zig");
+const cidr = @import("cidr.zig");
 const Inspector = @import("inspector.zig").Inspector;
 const Watchdog = @import("watchdog.zig").Watchdog;
 const Server = @import("server.zig").Server;
@@ -53,6 +56,9 @@ pub const Options = struct {
     /// The resolved config as a JSON object, and Python's version.
     config: []const u8 = "{}",
     python: []const u8 = "",
+    /// As `admin_hosts.Allowed`.
+    hosts: []const u8 = "",
+    any_address: bool = false,
 };
 
 const State = enum(u8) {
@@ -77,6 +83,7 @@ const Connection = struct {
     /// Bytes of a next request have come with the last one.
     has_more: bool,
     persists: bool,
+    is_unix: bool,
     /// The response in progress; the admin's own.
     output: []u8,
     sent: usize,
@@ -189,10 +196,13 @@ pub const Admin = struct {
 
     /// In a process that was forked from the server's, as `Poller.close_in_child`.
     pub fn close_in_child(self: *Admin) void {
-        for (self.listeners[0..self.listener_count]) |fd| sys.close(fd);
+        for (self.listeners[0..self.listener_count]) |*fd| forks.close_for_good(fd);
         for (self.connections) |*connection| {
-            if (connection.state != .free) sys.close(connection.fd);
+            // Zero is a free one.
+            if (connection.state != .free) forks.close_for_good(&connection.fd);
         }
+        for (&self.reserve) |*fd| forks.close_for_good(fd);
+        for (&self.wake_pair) |*fd| forks.close_for_good(fd);
         self.watchdog.close();
     }
 
@@ -203,8 +213,10 @@ pub const Admin = struct {
         for (self.connections) |*connection| {
             if (connection.state != .free) self.close(connection);
         }
-        for (self.listeners[0..self.listener_count]) |fd| sys.close(fd);
-        for (self.reserve) |fd| if (fd != sys.no_fd) sys.close(fd);
+        forks.lock();
+        defer forks.unlock();
+        for (self.listeners[0..self.listener_count]) |*fd| forks.close_for_good(fd);
+        for (&self.reserve) |*fd| forks.close_for_good(fd);
         self.watchdog.close();
     }
 
@@ -298,7 +310,7 @@ pub const Admin = struct {
 
     fn accept(self: *Admin, listener: sys.Fd) void {
         while (self.find_room()) |connection| {
-            const accepted = sys.accept(listener) catch |err| switch (err) {
+            self.accept_into(listener, connection) catch |err| switch (err) {
                 error.WouldBlock => return,
                 error.ConnectionGone => continue,
                 error.DescriptorsExhausted => {
@@ -313,9 +325,6 @@ pub const Admin = struct {
                     return;
                 },
             };
-            if (connection.state != .free) self.close(connection);
-            connection.fd = accepted.fd;
-            connection.state = .reading;
             connection.received = 0;
             connection.has_more = false;
             connection.output = &.{};
@@ -325,10 +334,23 @@ pub const Admin = struct {
         }
     }
 
+    /// Takes a client from the backlog into the slot, whose earlier client goes for it.
+    fn accept_into(self: *Admin, listener: sys.Fd, connection: *Connection) sys.AcceptError!void {
+        forks.lock();
+        defer forks.unlock();
+        const accepted = try sys.accept(listener);
+        if (connection.state != .free) self.close_locked(connection);
+        connection.fd = accepted.fd;
+        connection.is_unix = cidr.Ip.of(&accepted.address) == null;
+        connection.state = .reading;
+    }
+
     /// Makes one free for a new client; false where there is none to give up.
     fn give_up_descriptor(self: *Admin) bool {
         for (&self.reserve) |*fd| {
             if (fd.* == sys.no_fd) continue;
+            forks.lock();
+            defer forks.unlock();
             sys.close(fd.*);
             fd.* = sys.no_fd;
             return true;
@@ -341,11 +363,20 @@ pub const Admin = struct {
     fn refill_reserve(self: *Admin) void {
         if (self.listener_count == 0) return;
         for (&self.reserve) |*fd| {
-            if (fd.* == sys.no_fd) fd.* = sys.duplicate(self.wake_pair[0]) orelse return;
+            if (fd.* != sys.no_fd) continue;
+            forks.lock();
+            defer forks.unlock();
+            fd.* = sys.duplicate(self.wake_pair[0]) orelse return;
         }
     }
 
     fn close(self: *Admin, connection: *Connection) void {
+        forks.lock();
+        defer forks.unlock();
+        self.close_locked(connection);
+    }
+
+    fn close_locked(self: *Admin, connection: *Connection) void {
         self.drop_output(connection);
         sys.close(connection.fd);
         connection.fd = sys.no_fd;
@@ -400,6 +431,13 @@ pub const Admin = struct {
         const head = &connection.head;
         // A body is not read: it would be taken for the next request.
         connection.persists = head.persistent and head.framing == .none;
+        const allowed: admin_hosts.Allowed = .{
+            .hosts = self.options.hosts,
+            .any_address = self.options.any_address,
+        };
+        if (admin_hosts.refusal(allowed, head, &connection.bytes, connection.is_unix)) |why| {
+            return self.send(connection, admin_pages.refusal_of_host(why));
+        }
         const path = head.path.of(&connection.bytes);
         if (std.mem.eql(u8, path, "/threads") and self.is_plain(connection)) {
             connection.state = .waiting;

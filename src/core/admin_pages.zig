@@ -8,6 +8,7 @@ const date_module = @import("date.zig");
 const refusal_module = @import("refusal.zig");
 const metrics_module = @import("metrics.zig");
 const status = @import("status.zig");
+const admin_hosts = @import("admin_hosts.zig");
 const Admin = @import("admin.zig").Admin;
 const Writer = std.Io.Writer;
 
@@ -38,6 +39,15 @@ pub const Answer = struct {
 
 pub fn refusal(code: u16, reason: []const u8) Answer {
     return .{ .status = code, .body = reason };
+}
+
+pub fn refusal_of_host(why: admin_hosts.Refusal) Answer {
+    return switch (why) {
+        .misdirected => refusal(421, "the admin listener does not answer for this host; name it " ++
+            "in admin.hosts, or ask for the address that the listener is bound to\n"),
+        .cross_site => refusal(403, "the admin listener does not answer requests of other " ++
+            "sites (Origin, Sec-Fetch-Site); open its address directly\n"),
+    };
 }
 
 const Surroundings = struct {

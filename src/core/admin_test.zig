@@ -18,7 +18,9 @@ const Fixture = struct {
     fn init(options: admin_module.Options) !Fixture {
         var listener: sys.Fd = sys.no_fd;
         const address = try fixture_module.open_listener(.{ .options = .{} }, &listener);
-        return .{ .admin = try Admin.create(gpa, options, &.{listener}), .address = address };
+        var given = options;
+        given.hosts = "a\ntest";
+        return .{ .admin = try Admin.create(gpa, given, &.{listener}), .address = address };
     }
 
     fn deinit(self: *Fixture) void {

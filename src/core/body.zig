@@ -425,6 +425,15 @@ pub const Body = struct {
         }
     }
 
+    /// Whether reading on takes neither the client's socket nor the temporary file.
+    pub fn is_in_memory(self: *const Body) bool {
+        return switch (self.mode) {
+            .none => true,
+            .gathered => self.file == sys.no_fd or self.position == self.length,
+            .streamed => self.complete,
+        };
+    }
+
     fn read_gathered(self: *Body, destination: []u8) sys.FileError!usize {
         const left = self.length - self.position;
         if (left == 0) return 0;

@@ -3,6 +3,7 @@
 
 pub const version = @import("build_options").version;
 pub const sys = @import("sys.zig");
+pub const forks = @import("forks.zig");
 pub const reactor = @import("reactor.zig");
 pub const deadlines = @import("deadlines.zig");
 pub const predictor = @import("predictor.zig");
@@ -47,6 +48,7 @@ pub const inspector = @import("inspector.zig");
 pub const watchdog = @import("watchdog.zig");
 pub const json = @import("json.zig");
 pub const admin = @import("admin.zig");
+pub const admin_hosts = @import("admin_hosts.zig");
 pub const admin_pages = @import("admin_pages.zig");
 
 pub const date_parser = @import("date_parser.zig");

@@ -24,6 +24,10 @@ pub const Kind = enum {
     stalled_for_buffers,
     stalled_for_kernel_memory,
     stalled_for_threads,
+    /// The application has set a field of the connection's, which was left out.
+    connection_dropped,
+    keep_alive_dropped,
+    proxy_connection_dropped,
 };
 
 pub const Notice = struct {

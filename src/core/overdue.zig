@@ -48,11 +48,14 @@ pub const Call = struct {
     /// When the application was called, or last gave something to send.
     since_ms: std.atomic.Value(u64) = .init(0),
     connection: std.atomic.Value(?*Connection) = .init(null),
-    /// How long the poller's answer is, and its head, for the log; written before it is taken.
-    answer_bytes: std.atomic.Value(u32) = .init(0),
+    /// How long the head of the poller's answer is, for the log; written before it is taken.
     answer_head_bytes: std.atomic.Value(u32) = .init(0),
+    /// How much of the answer was sent; `pending` until that is known.
+    answer_sent: std.atomic.Value(u32) = .init(0),
     /// The last call that was found overdue; the poller's.
     found: u61 = 0,
+
+    const pending = std.math.maxInt(u32);
 
     fn load(self: *const Call) Word {
         return @bitCast(self.word.load(.acquire));
@@ -120,6 +123,17 @@ pub const Call = struct {
         return before.state == .taken;
     }
 
+    /// What was sent of the poller's answer, once the call is taken. The poller is about to send
+    /// it, or has: the wait is for a system call that does not block.
+    pub fn sent_of_answer(self: *Call) struct { bytes: u32, head_bytes: u32 } {
+        var bytes = self.answer_sent.load(.acquire);
+        while (bytes == pending) : (bytes = self.answer_sent.load(.acquire)) {
+            std.Thread.Futex.wait(&self.answer_sent, pending);
+        }
+        const head_bytes = self.answer_head_bytes.load(.monotonic);
+        return .{ .bytes = bytes, .head_bytes = @min(bytes, head_bytes) };
+    }
+
     fn move(self: *Call, from: State, to: State) bool {
         var word = self.load();
         word.state = from;
@@ -129,6 +143,11 @@ pub const Call = struct {
     }
 
     // ---- The poller ----------------------------------------------------------------------------
+
+    fn tell_sent(self: *Call, bytes: usize) void {
+        self.answer_sent.store(@intCast(bytes), .release);
+        std.Thread.Futex.wake(&self.answer_sent, 1);
+    }
 
     /// Takes the response over, if it is this call and nothing has been sent.
     fn take(self: *Call, seen: Word) bool {
@@ -198,7 +217,10 @@ pub fn look(server: *Server, lane: *Lane, date: *date_module.Date, now_ms: u64) 
             .answered = false,
         };
         const prefix = &server.pool.id_prefix;
-        const is_known = crew.current.read(&report.request, prefix, sys.monotonic_ns());
+        // The worker may be in its next call by now: what was read is this call's only if that is
+        // still in progress.
+        const is_known = crew.current.read(&report.request, prefix, sys.monotonic_ns()) and
+            crew.call.is_running(seen.number);
         if (!is_known or !act(server, &crew.call, seen, &report, lane, date)) {
             next_ms = @min(next_ms, now_ms + retry_ms);
             continue;
@@ -236,13 +258,14 @@ fn act(
     };
     const text = refusal_module.write(&buffer, refusal, date.at(sys.realtime_seconds()));
     const head_bytes = std.mem.indexOf(u8, text, "\r\n\r\n").? + 4;
-    call.answer_bytes.store(@intCast(text.len), .monotonic);
+    call.answer_sent.store(Call.pending, .monotonic);
     call.answer_head_bytes.store(@intCast(head_bytes), .monotonic);
     if (!call.take(seen)) return false;
     report.answered = true;
     // The worker owns the connection and what is kept for it; a socket that is full at this point
     // belongs to a client that reads nothing.
     const sent = sys.send(connection.fd, text) catch 0;
+    call.tell_sent(sent);
     lane.shard.bytes_sent.add(sent);
     sys.shutdown_send(connection.fd);
     return true;
@@ -277,6 +300,26 @@ test "overdue: what the poller saw of an earlier call takes nothing of the next"
     call.begin(&connection, false, 0);
     try testing.expect(!call.take(seen));
     try testing.expect(call.claim());
+}
+
+test "overdue: what was not sent of the answer is not counted" {
+    var call: Call = .{};
+    var connection: Connection = .{ .index = 0 };
+    call.begin(&connection, false, 0);
+    call.answer_sent.store(Call.pending, .monotonic);
+    call.answer_head_bytes.store(100, .monotonic);
+    try testing.expect(call.take(call.load()));
+    const poller = try std.Thread.spawn(.{}, struct {
+        fn send(taken: *Call) void {
+            sys.sleep_ms(20);
+            taken.tell_sent(40);
+        }
+    }.send, .{&call});
+    defer poller.join();
+    try testing.expect(call.end());
+    const sent = call.sent_of_answer();
+    try testing.expectEqual(40, sent.bytes);
+    try testing.expectEqual(40, sent.head_bytes);
 }
 
 test "overdue: an interim response is not interrupted" {

@@ -6,6 +6,7 @@
 //! speaks of another connection than it did when it came.
 
 const std = @import("std");
+const forks = @import("forks.zig");
 const sys = @import("sys.zig");
 const pages = @import("pages.zig");
 const predictor = @import("predictor.zig");
@@ -519,7 +520,7 @@ pub const Poller = struct {
                 return false;
             }
         }
-        const accepted = sys.accept(listener.fd) catch |err| switch (err) {
+        const connection = self.accept_into_slot(listener.fd) catch |err| switch (err) {
             error.WouldBlock => {
                 self.end_backlog(listener);
                 return false;
@@ -529,15 +530,29 @@ pub const Poller = struct {
                 if (!self.make_room(listener, .descriptors_exhausted)) {
                     return if (listener.unread) self.pause_accepting(.descriptors) else false;
                 }
-                break :again sys.accept(listener.fd) catch |again| switch (again) {
+                break :again self.accept_into_slot(listener.fd) catch |again| switch (again) {
                     error.DescriptorsExhausted => return self.pause_accepting(.descriptors),
                     else => return self.pause_accepting(.memory),
                 };
             },
             error.OutOfMemory, error.Unexpected => return self.pause_accepting(.memory),
         };
-        self.adopt(accepted, index);
+        if (connection) |one| self.adopt(one, index);
         return true;
+    }
+
+    /// Null where no slot is free for the client.
+    fn accept_into_slot(self: *Poller, listener: sys.Fd) sys.AcceptError!?*Connection {
+        forks.lock();
+        defer forks.unlock();
+        const accepted = try sys.accept(listener);
+        const connection = self.slots.acquire() orelse {
+            sys.close(accepted.fd);
+            return null;
+        };
+        connection.fd = accepted.fd;
+        connection.address = accepted.address;
+        return connection;
     }
 
     /// Closes what has ended, or else the connection that has been idle longest, or else the one
@@ -594,26 +609,23 @@ pub const Poller = struct {
         observer.note_pause(self.server, &self.lane, why);
     }
 
-    fn adopt(self: *Poller, accepted: sys.Accepted, listener: u8) void {
+    fn adopt(self: *Poller, connection: *Connection, listener: u8) void {
         self.accept_pause = null;
-        const connection = self.slots.acquire() orelse return sys.close(accepted.fd);
-        connection.fd = accepted.fd;
-        connection.address = accepted.address;
         connection.listener = listener;
         connection.state = .reading_head;
         connection.active_ns = sys.monotonic_ns();
-        if (unsent_share(self.slots.in_use)) |bytes| sys.limit_unsent(accepted.fd, bytes);
+        if (unsent_share(self.slots.in_use)) |bytes| sys.limit_unsent(connection.fd, bytes);
         _ = self.server.connection_count.fetchAdd(1, .monotonic);
         var patience_ms = self.server.options.keep_alive_timeout_ms;
         const proxies = &self.server.proxies;
-        connection.trusted = proxies.trusts(&accepted.address);
+        connection.trusted = proxies.trusts(&connection.address);
         if (connection.trusted and proxies.protocol) {
             connection.state = .reading_proxy_header;
             patience_ms = self.server.options.head_timeout_ms;
         }
         self.set_deadline(connection, patience_ms);
         self.lane.shard.accepted.add(1);
-        self.reactor.register(accepted.fd, connection.token()) catch {
+        self.reactor.register(connection.fd, connection.token()) catch {
             self.mark_closing(connection);
         };
     }
@@ -1291,7 +1303,10 @@ pub const Poller = struct {
                 if (!exchange.output.is_empty()) connection.resets = true;
             }
             if (connection.resets) sys.reset_on_close(connection.fd);
+            forks.lock();
             sys.close(connection.fd);
+            connection.fd = sys.no_fd;
+            forks.unlock();
             if (connection.exchange) |exchange| self.server.pool.release(exchange);
             self.slots.release(connection);
             self.accept_after_ms = 0; // there is a descriptor again
@@ -1481,6 +1496,8 @@ pub const Poller = struct {
     fn close_listener(self: *Poller, listener: *Listener) void {
         if (listener.fd == sys.no_fd) return;
         self.reactor.unregister(listener.fd);
+        forks.lock();
+        defer forks.unlock();
         sys.close(listener.fd);
         listener.* = .{ .fd = sys.no_fd, .is_shared = false };
     }
@@ -1489,14 +1506,8 @@ pub const Poller = struct {
     /// the server closes would stay open, and the kernel would tell no client of it.
     pub fn close_in_child(self: *Poller) void {
         self.reactor.deinit();
-        for (self.listeners) |*listener| close_copy(&listener.fd);
-        for (self.slots.touched()) |*connection| close_copy(&connection.fd);
-    }
-
-    /// Whatever is done with it from now on fails, and touches no other file.
-    fn close_copy(fd: *sys.Fd) void {
-        if (fd.* != sys.no_fd) sys.close(fd.*);
-        fd.* = sys.no_fd;
+        for (self.listeners) |*listener| forks.close_for_good(&listener.fd);
+        for (self.slots.touched()) |*connection| forks.close_for_good(&connection.fd);
     }
 
     /// Closes the connections that have been idle for a moment, of which the drain's begin is the

@@ -529,6 +529,7 @@ pub const Reply = struct {
         if (self.progress.is_superseded) return error.Superseded;
         self.progress.framing = self.choose_framing(length_known);
         if (self.progress.framing == .until_close) self.progress.must_close = true;
+        if (self.head.asks_close) self.progress.must_close = true;
         switch (self.progress.framing) {
             .content_length => |length| self.progress.remaining = length,
             .none, .chunked, .until_close => {},

@@ -8,6 +8,7 @@
 const std = @import("std");
 const scanner = @import("scanner.zig");
 const date_module = @import("date.zig");
+const field_values = @import("field_values.zig");
 const request_ids = @import("request_id.zig");
 
 pub const Error = error{
@@ -29,13 +30,57 @@ pub fn describe(err: Error) [:0]const u8 {
         error.BadStatus => "the status must be three digits from 200 to 999, a space and a reason",
         error.ControlCharacter => "CR, LF, NUL or another control character in a response field",
         error.BadFieldName => "the name of a response field is not a token",
-        error.HopByHopField => "a hop-by-hop field belongs to the server (PEP 3333)",
+        error.HopByHopField => "a field of the connection or of the framing is the server's to " ++
+            "send (PEP 3333, Other HTTP Features); leave it out",
         error.BadContentLength => "Content-Length is not a number of bytes",
         error.DuplicateContentLength => "Content-Length is given twice",
         error.HeadTooLarge => "the response head is larger than 1 MiB",
         error.OutOfMemory => "out of memory for the response head",
     };
 }
+
+/// Room for what `explain` writes.
+pub const explanation_bytes_max = 512;
+const shown_bytes_max = 100;
+
+/// What is wrong with a field, or with the status where `name` is empty, and which rule says so; in
+/// ASCII. Ends with a zero byte.
+pub fn explain(
+    buffer: *[explanation_bytes_max]u8,
+    err: Error,
+    name: []const u8,
+    value: []const u8,
+) [:0]const u8 {
+    var writer: std.Io.Writer = .fixed(buffer);
+    write_explanation(&writer, err, name, value) catch return describe(err);
+    return buffer[0 .. writer.end - 1 :0];
+}
+
+fn write_explanation(
+    writer: *std.Io.Writer,
+    err: Error,
+    name: []const u8,
+    value: []const u8,
+) std.Io.Writer.Error!void {
+    try writer.writeAll(if (name.len == 0) "status" else "response field ");
+    try write_printable(writer, name);
+    try writer.writeAll(if (name.len == 0) " \"" else ": ");
+    try write_printable(writer, value);
+    if (name.len == 0) try writer.writeByte('"');
+    try writer.print(": {s}\x00", .{describe(err)});
+}
+
+fn write_printable(writer: *std.Io.Writer, text: []const u8) std.Io.Writer.Error!void {
+    for (text[0..@min(text.len, shown_bytes_max)]) |byte| switch (byte) {
+        ' '...'~' => try writer.writeByte(byte),
+        else => try writer.print("\\x{x:0>2}", .{byte}),
+    };
+    if (text.len > shown_bytes_max) try writer.writeAll("...");
+}
+
+/// Fields of the connection's that frameworks and tutorials set: they are left out of the response,
+/// and cost the application nothing.
+pub const Dropped = enum { connection, keep_alive, proxy_connection };
 
 const bytes_max = 1024 * 1024;
 const bytes_first = 4096;
@@ -68,6 +113,10 @@ pub const ResponseHead = struct {
     has_date: bool = false,
     has_server: bool = false,
     has_request_id: bool = false,
+    /// Fields that the application gave and that were left out.
+    dropped: std.EnumSet(Dropped) = .initEmpty(),
+    /// One of them asked that the connection be closed after the response.
+    asks_close: bool = false,
     /// Told to the client, unless the application names one itself; empty for none.
     request_id: []const u8 = "",
 
@@ -91,6 +140,8 @@ pub const ResponseHead = struct {
         self.has_date = false;
         self.has_server = false;
         self.has_request_id = false;
+        self.dropped = .initEmpty();
+        self.asks_close = false;
         if (status.len < 3) return error.BadStatus;
         var code: u16 = 0;
         for (status[0..3]) |byte| {
@@ -126,7 +177,7 @@ pub const ResponseHead = struct {
     pub fn add(self: *ResponseHead, name: []const u8, value: []const u8) Error!void {
         if (!scanner.is_token(name)) return error.BadFieldName;
         if (scanner.find_control(value, 0) != value.len) return error.ControlCharacter;
-        if (try self.note(name, value) == .written_later) return;
+        if (try self.note(name, value) == .not_written) return;
         const line = try self.reserve(name.len + value.len + 4);
         @memcpy(line[0..name.len], name);
         line[name.len] = ':';
@@ -136,7 +187,7 @@ pub const ResponseHead = struct {
         line[line.len - 1] = '\n';
     }
 
-    const Line = enum { written_now, written_later };
+    const Line = enum { written, not_written };
 
     /// Looks at the names that mean something to the server, by their lengths first.
     fn note(self: *ResponseHead, name: []const u8, value: []const u8) Error!Line {
@@ -152,8 +203,14 @@ pub const ResponseHead = struct {
             7 => if (equals(name, "upgrade")) return error.HopByHopField,
             // RFC 2616 13.5.1 has "Trailers", and PEP 3333 refers to it; the field is "Trailer".
             8 => if (equals(name, "trailers")) return error.HopByHopField,
-            10 => if (equals(name, "connection") or equals(name, "keep-alive")) {
-                return error.HopByHopField;
+            10 => if (equals(name, "connection")) {
+                var options: field_values.Elements = .{ .rest = value };
+                while (options.next()) |option| {
+                    if (equals(option, "close")) self.asks_close = true;
+                }
+                return self.drop(.connection);
+            } else if (equals(name, "keep-alive")) {
+                return self.drop(.keep_alive);
             },
             12 => if (equals(name, "x-request-id")) {
                 self.has_request_id = true;
@@ -161,15 +218,20 @@ pub const ResponseHead = struct {
             14 => if (equals(name, "content-length")) {
                 if (self.content_length != null) return error.DuplicateContentLength;
                 self.content_length = try parse_length(value);
-                return .written_later;
+                return .not_written; // by `finish`
             },
-            16 => if (equals(name, "proxy-connection")) return error.HopByHopField,
+            16 => if (equals(name, "proxy-connection")) return self.drop(.proxy_connection),
             17 => if (equals(name, "transfer-encoding")) return error.HopByHopField,
             18 => if (equals(name, "proxy-authenticate")) return error.HopByHopField,
             19 => if (equals(name, "proxy-authorization")) return error.HopByHopField,
             else => {},
         }
-        return .written_now;
+        return .written;
+    }
+
+    fn drop(self: *ResponseHead, field: Dropped) Line {
+        self.dropped.insert(field);
+        return .not_written;
     }
 
     fn parse_length(value: []const u8) Error!u64 {
@@ -349,8 +411,8 @@ test "fields that an application may not send" {
     try testing.expectError(error.ControlCharacter, head.add("a", "x\ny"));
     try testing.expectError(error.ControlCharacter, head.add("a", "\x00"));
     for ([_][]const u8{
-        "Connection", "Keep-Alive",        "Proxy-Authenticate", "Proxy-Authorization", "TE",
-        "Trailers",   "Transfer-Encoding", "UPGRADE",            "Proxy-Connection",
+        "Proxy-Authenticate", "Proxy-Authorization", "TE", "Trailers",
+        "Transfer-Encoding",  "UPGRADE",
     }) |name| try testing.expectError(error.HopByHopField, head.add(name, "x"));
     for ([_][]const u8{ "", "-1", "+1", "1,1", "0x1", "1 1", "1234567890123456789" }) |value| {
         try testing.expectError(error.BadContentLength, head.add("Content-Length", value));
@@ -358,6 +420,38 @@ test "fields that an application may not send" {
     try head.add("Content-Length", " 10 ");
     try testing.expectEqual(10, head.content_length.?);
     try testing.expectError(error.DuplicateContentLength, head.add("content-length", "10"));
+}
+
+test "fields of the connection are left out, and close is obeyed" {
+    var head: ResponseHead = .init(testing.allocator);
+    defer head.deinit();
+    try head.begin("200 OK");
+    try head.add("connection", "keep-alive");
+    try head.add("Keep-Alive", "timeout=5");
+    try head.add("Proxy-Connection", "keep-alive");
+    try testing.expectEqualStrings("HTTP/1.1 200 OK\r\n", head.written());
+    try testing.expectEqual(3, head.dropped.count());
+    try testing.expect(!head.asks_close);
+    try head.add("Connection", "x-closed");
+    try testing.expect(!head.asks_close);
+    try head.add("Connection", "upgrade , CLOSE");
+    try testing.expect(head.asks_close);
+    try head.begin("200 OK");
+    try testing.expectEqual(0, head.dropped.count());
+    try testing.expect(!head.asks_close);
+}
+
+test "an error names the field, its value and the rule" {
+    var buffer: [explanation_bytes_max]u8 = undefined;
+    const named = explain(&buffer, error.HopByHopField, "Transfer-Encoding", "chunked");
+    const begin = "response field Transfer-Encoding: chunked: ";
+    try testing.expect(std.mem.startsWith(u8, named, begin));
+    try testing.expect(std.mem.indexOf(u8, named, "PEP 3333") != null);
+    const long: [4096]u8 = @splat(0xff);
+    const cut = explain(&buffer, error.ControlCharacter, &long, &long);
+    try testing.expect(cut.len > 0);
+    const of_status = explain(&buffer, error.BadStatus, "", "20\n");
+    try testing.expect(std.mem.startsWith(u8, of_status, "status \"20\\x0a\": the status must"));
 }
 
 test "a head may grow to its limit" {

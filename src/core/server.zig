@@ -8,9 +8,11 @@
 
 const std = @import("std");
 const builtin = @import("builtin");
+const forks = @import("forks.zig");
 const sys = @import("sys.zig");
 const date_module = @import("date.zig");
 const refusal_module = @import("refusal.zig");
+const ResponseHead = @import("response_head.zig").ResponseHead;
 const body_module = @import("body.zig");
 const request_head = @import("request_head.zig");
 const scheduler_module = @import("scheduler.zig");
@@ -192,7 +194,6 @@ pub const Crew = struct {
     }
 
     fn read_stream(self: *Crew, destination: []u8) body_module.ReadError!usize {
-        if (self.server.is_child) return error.ClientGone;
         // The client may be told to go on, which must not come behind an answer of the poller's.
         if (self.server.limits_calls() and !self.call.begin_interim()) return error.ClientGone;
         defer if (self.server.limits_calls()) self.call.end_interim(true);
@@ -271,8 +272,6 @@ pub const Server = struct {
     receive_by_ms: std.atomic.Value(u64) = .init(std.math.maxInt(u64)),
     /// Responses say that the connection will be closed.
     draining: std.atomic.Value(bool) = .init(false),
-    /// This process was forked from the server's: set while it has but one thread.
-    is_child: bool = false,
     outcome: std.atomic.Value(Outcome) = .init(.serving),
     /// The launcher waits for the outcome, and has nothing more to prepare.
     attended: std.Thread.ResetEvent = .{},
@@ -453,8 +452,8 @@ pub const Server = struct {
 
     /// In a process that was forked from the server's: there it can do nothing any more.
     pub fn close_in_child(self: *Server) void {
-        self.is_child = true;
         self.poller.close_in_child();
+        for (&self.outcome_pipe) |*fd| forks.close_for_good(fd);
     }
 
     /// The first outcome counts.
@@ -467,12 +466,23 @@ pub const Server = struct {
         _ = sys.send(self.outcome_pipe[1], "x") catch sys.shutdown_send(self.outcome_pipe[1]);
     }
 
+    /// Tells, once for each, of the fields that were left out of an application's response.
+    pub fn note_dropped(self: *Server, head: *const ResponseHead) void {
+        var dropped = head.dropped.iterator();
+        while (dropped.next()) |field| self.notify(switch (field) {
+            .connection => .connection_dropped,
+            .keep_alive => .keep_alive_dropped,
+            .proxy_connection => .proxy_connection_dropped,
+        }, &sys.no_address);
+    }
+
     /// Leaves word for the operator, once for each kind, and ends `wait` of the main thread for it.
     pub fn notify(
         self: *Server,
         kind: notices_module.Kind,
         address: *const sys.Address,
     ) void {
+        if (forks.is_child()) return;
         if (self.notices.leave(kind, address)) self.tell_launcher();
     }
 
@@ -587,7 +597,7 @@ pub const Server = struct {
 
     /// Lets a suspended response go on. Any thread, any time, even after the request has ended.
     pub fn resume_suspended(self: *Server, suspension: *Suspension) void {
-        if (!suspension.begin_resume()) return;
+        if (forks.is_child() or !suspension.begin_resume()) return;
         _ = suspension.retain();
         var first = self.resumed.load(.monotonic);
         while (true) {
@@ -612,7 +622,6 @@ pub const Server = struct {
         const body_error = &connection.exchange.?.record.body_error;
         if (body_error.*) |err| return err;
         if (body.mode == .streamed and !body.complete) {
-            if (self.is_child) return error.ClientGone;
             if (body.continue_due) return error.NotAsked;
         }
         const interlude = self.application.interlude;
@@ -798,8 +807,9 @@ pub const Server = struct {
         const record = &exchange.record;
         record.status = overdue_module.status;
         record.client_gone = false;
-        record.bytes_sent += crew.call.answer_bytes.load(.monotonic);
-        record.head_bytes_sent += crew.call.answer_head_bytes.load(.monotonic);
+        const sent = crew.call.sent_of_answer();
+        record.bytes_sent += sent.bytes;
+        record.head_bytes_sent += sent.head_bytes;
         if (exchange.continuation != null) {
             // Suspended all the same: the poller resumes it for its end.
             if (connection.worker) |bound| self.scheduler.bind(bound);

@@ -7,6 +7,7 @@
 //! that any thread may change. GIL: not needed.
 
 const std = @import("std");
+const forks = @import("forks.zig");
 const sys = @import("sys.zig");
 const Connection = @import("connection.zig").Connection;
 
@@ -57,7 +58,8 @@ pub const Suspension = struct {
 
     pub fn release(self: *Suspension, gpa: std.mem.Allocator) void {
         if (self.references.fetchSub(1, .acq_rel) != 1) return;
-        if (self.watched != sys.no_fd) sys.close(self.watched);
+        // In a forked process the number may be that of a file of its own.
+        if (self.watched != sys.no_fd and !forks.is_child()) sys.close(self.watched);
         gpa.destroy(self);
     }
 

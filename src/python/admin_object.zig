@@ -12,6 +12,9 @@ const Admin = core.admin.Admin;
 
 const gpa = std.heap.c_allocator;
 
+/// The one of this process.
+var opened: ?*Admin = null;
+
 pub fn create(options: *Object, listeners: *Object) capi.Error!?*anyopaque {
     const own = try server_object.read_options(core.admin.Options, options);
     var fds: [core.admin.listeners_max]core.sys.Fd = undefined;
@@ -21,13 +24,18 @@ pub fn create(options: *Object, listeners: *Object) capi.Error!?*anyopaque {
         const number = capi.PyList_GetItem(listeners, @intCast(index)) orelse return error.Raised;
         fd.* = try server_object.read_integer(core.sys.Fd, number, "listener");
     }
-    return Admin.create(gpa, own, fds[0..count]) catch |err|
-        server_object.raise_start_error(err);
+    opened = Admin.create(gpa, own, fds[0..count]) catch |err|
+        return server_object.raise_start_error(err);
+    return opened;
 }
 
 fn admin_of(handle: ?*anyopaque) capi.Error!*Admin {
     const pointer = handle orelse
         return capi.raise(capi.PyExc_RuntimeError, "the admin was not initialised");
+    if (core.forks.is_child()) return capi.raise(
+        capi.PyExc_RuntimeError,
+        "this process was forked from the server's and has no admin listener",
+    );
     return @ptrCast(@alignCast(pointer));
 }
 
@@ -41,10 +49,8 @@ pub fn stage(handle: ?*anyopaque, name: *Object) capi.Error!*Object {
     return capi.none();
 }
 
-pub fn close_in_child(handle: ?*anyopaque) capi.Error!*Object {
-    const admin = try admin_of(handle);
-    admin.close_in_child();
-    return capi.none();
+pub fn close_in_child() void {
+    if (opened) |admin| admin.close_in_child();
 }
 
 pub fn serve(handle: ?*anyopaque, server: ?*anyopaque) capi.Error!*Object {

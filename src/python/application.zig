@@ -361,7 +361,7 @@ pub const Bridge = struct {
             handles.step,
             end,
         );
-        if (crew.server.is_child) end_child(null);
+        if (core.forks.is_child()) end_child(null);
         handles.close_for_good();
         seat.active = null;
         const asked_for = suspend_module.take(handles.call);
@@ -755,6 +755,7 @@ pub const Bridge = struct {
     }
 
     fn check_may_write(self: *Bridge, crew: *Crew) capi.Error!void {
+        if (core.forks.is_child()) end_child(null);
         if (!crew.reply.progress.started) return capi.raise(
             capi.PyExc_AssertionError,
             "the application returned without having called start_response (PEP 3333)",
@@ -795,11 +796,11 @@ pub const Bridge = struct {
     fn give_up(self: *Bridge, crew: *Crew, trouble: Trouble) void {
         const reply = &crew.reply;
         switch (trouble) {
-            error.ClientGone, error.Superseded => {},
+            error.ClientGone, error.Superseded => if (core.forks.is_child()) end_child(null),
             error.Raised => {
                 const exception = capi.take_exception();
                 defer capi.drop_maybe(exception);
-                if (crew.server.is_child) end_child(exception);
+                if (core.forks.is_child()) end_child(exception);
                 if (!is_client_failure(crew, exception)) self.report_trouble(crew, exception);
             },
         }

@@ -136,6 +136,14 @@ pub fn of(object: ?*Object) *Call {
     return @ptrCast(@alignCast(object.?));
 }
 
+/// Nothing here may touch a descriptor in a process that the application forked.
+pub fn raise_in_child() capi.Error {
+    return capi.raise(
+        capi.PyExc_RuntimeError,
+        "this process was forked from the server's, which alone can answer the client",
+    );
+}
+
 fn crew_of(object: ?*Object) capi.Error!*Crew {
     const call = of(object);
     if (call.crew) |crew| return crew;
@@ -180,6 +188,7 @@ fn start(object: ?*Object, arguments: []const *Object) capi.Error!*Object {
         "start_response was called a second time without exc_info (PEP 3333)",
     );
     try set_head(reply, arguments[0], list);
+    crew.server.note_dropped(&reply.head);
     return capi.new(of(object).write.?);
 }
 
@@ -227,7 +236,7 @@ fn set_head(reply: *Reply, status: *Object, list: *Object) capi.Error!void {
     const text = try native_string(status, "the status is not a str");
     defer text.deinit();
     errdefer reply.progress.started = false;
-    reply.start(text.text) catch |err| return raise_head_error(err);
+    reply.start(text.text) catch |err| return raise_field_error(err, "", text.text);
     reply.progress.is_superseded = reply.exchange.record.body_error != null;
     return add_all(&reply.head, list);
 }
@@ -245,18 +254,59 @@ fn add_all(head: *core.response_head.ResponseHead, list: *Object) capi.Error!voi
             "the name of a response field is not a str",
         );
         defer name.deinit();
-        const value = try native_string(
+        const value = try field_value(
+            name.text,
             capi.PyTuple_GetItem(pair, 1) orelse return error.Raised,
-            "the value of a response field is not a str",
         );
         defer value.deinit();
-        head.add(name.text, value.text) catch |err| return raise_head_error(err);
+        head.add(name.text, value.text) catch |err| {
+            return raise_field_error(err, name.text, value.text);
+        };
     }
+}
+
+/// Runs no code of the application's, not even for the message.
+fn field_value(name: []const u8, object: *Object) capi.Error!capi.Latin1 {
+    var storage: [100]u8 = undefined;
+    const shown = std.fmt.bufPrintZ(&storage, "{s}", .{name[0..@min(name.len, 80)]}) catch "";
+    if (capi.is_string(object)) return capi.Latin1.of(object) catch |err| {
+        if (capi.PyErr_ExceptionMatches(capi.PyExc_UnicodeError) == 0) return err;
+        capi.PyErr_Clear();
+        _ = capi.PyErr_Format(
+            capi.PyExc_ValueError,
+            "response field %.100s: \"%.100U\" is not Latin-1 (PEP 3333, Unicode Issues); " ++
+                "encode it, for instance as RFC 8187 has it",
+            shown.ptr,
+            object,
+        );
+        return error.Raised;
+    };
+    const of_type = try capi.owned(capi.PyType_GetName(object.type));
+    defer capi.drop(of_type);
+    _ = capi.PyErr_Format(
+        capi.PyExc_TypeError,
+        "response field %.100s: the value is of type %U; PEP 3333 wants a str",
+        shown.ptr,
+        of_type,
+    );
+    return error.Raised;
 }
 
 fn native_string(object: *Object, message: [*:0]const u8) capi.Error!capi.Latin1 {
     if (!capi.is_string(object)) return capi.raise(capi.PyExc_TypeError, message);
     return capi.Latin1.of(object);
+}
+
+/// `name` is empty for the status.
+fn raise_field_error(
+    err: core.response_head.Error,
+    name: []const u8,
+    value: []const u8,
+) capi.Error {
+    if (err == error.OutOfMemory) return raise_head_error(err);
+    var buffer: [core.response_head.explanation_bytes_max]u8 = undefined;
+    const text = core.response_head.explain(&buffer, err, name, value);
+    return capi.raise(capi.PyExc_ValueError, text.ptr);
 }
 
 fn raise_head_error(err: core.response_head.Error) capi.Error {
@@ -277,6 +327,7 @@ fn write(object: ?*Object, data: ?*Object) callconv(.c) ?*Object {
 fn write_once(object: ?*Object, data: *Object) capi.Error!void {
     const crew = try crew_of(object);
     const call = of(object);
+    if (core.forks.is_child()) return raise_in_child();
     if (!capi.is_bytes(data)) return capi.raise(
         capi.PyExc_TypeError,
         "write takes bytes (PEP 3333)",
@@ -334,7 +385,7 @@ fn send_early_hints(object: ?*Object, fields: *Object) capi.Error!void {
     const crew = try crew_of(object);
     const reply = &crew.reply;
     const call = of(object);
-    if (!reply.takes_interim() or call.busy) return;
+    if (core.forks.is_child() or !reply.takes_interim() or call.busy) return;
     reply.interim.begin_early_hints() catch |err| return raise_head_error(err);
     try add_all(&reply.interim, list);
     call.busy = true;
@@ -344,6 +395,7 @@ fn send_early_hints(object: ?*Object, fields: *Object) capi.Error!void {
 
 /// `environ["serve_zig.client_disconnected"]()`: whether nobody waits for the answer any more.
 fn client_disconnected(object: ?*Object, _: ?*Object) callconv(.c) ?*Object {
+    if (core.forks.is_child()) return capi.boolean(true);
     const crew = of(object).crew orelse return capi.boolean(!of(object).is_parked);
     const has_answer = crew.server.limits_calls() and crew.call.is_taken();
     return capi.boolean(has_answer or crew.reply.progress.broken or

@@ -59,7 +59,7 @@ fn seconds(duration_ns: u64) capi.Error!*Object {
 }
 
 /// The oldest overdue call that was not taken yet, as the dict of its request with `waited`,
-/// `call`, `answered` and `running`; None when there is none.
+/// `call` and `answered`; None when there is none.
 pub fn take_overdue(handle: ?*anyopaque) capi.Error!*Object {
     const server = try server_object.server_of(handle);
     const report = server.overdue.take() orelse return capi.none();
@@ -69,10 +69,17 @@ pub fn take_overdue(handle: ?*anyopaque) capi.Error!*Object {
     try set(dict, "call", try capi.owned(capi.PyLong_FromLongLong(@intCast(report.call))));
     try set(dict, "waited", try seconds(report.waited_ms * std.time.ns_per_ms));
     try set(dict, "answered", capi.boolean(report.answered));
-    // A call ends with the GIL held, so this stays true as long as the caller keeps it.
-    const is_running = server.crews[report.worker].call.is_running(report.call);
-    try set(dict, "running", capi.boolean(is_running));
     return dict;
+}
+
+/// Whether the worker is still in this call: what was found of its thread since a time at which it
+/// was as well belongs to the call. With the GIL, which may have changed hands in between.
+pub fn is_in_call(handle: ?*anyopaque, thread: *Object, call: *Object) capi.Error!*Object {
+    const server = try server_object.server_of(handle);
+    const number = try server_object.read_integer(u32, thread, "thread");
+    const call_number = try server_object.read_integer(u64, call, "call");
+    if (number >= server.crews.len) return capi.boolean(false);
+    return capi.boolean(server.crews[number].call.is_running(call_number));
 }
 
 /// Raises the exception in the worker's thread if that is still in this call.

@@ -483,6 +483,8 @@ pub const Environs = struct {
         const head = &exchange.head;
         const keys = self.shown.getPtrConst(sender);
         var seen = std.StaticBitSet(fields.count).initEmpty();
+        var repeated: Repeated = .{ .environ = environ };
+        defer repeated.deinit();
         for (head.lines()) |line| {
             const value = line.value.of(exchange.bytes);
             const number = @intFromEnum(line.known);
@@ -491,7 +493,7 @@ pub const Environs = struct {
                 const is_first = !seen.isSet(number);
                 seen.set(number);
                 if (is_first and value.len <= cached_bytes_max) continue;
-                try self.put_or_join(environ, key, value, line.known == .cookie);
+                try repeated.put_line(key, value);
             } else if (line.known == .other) {
                 const name = line.name.of(exchange.bytes);
                 if (!shows_x_forwarded(keys) and core.forwarded.is_x_forwarded(name)) {
@@ -500,9 +502,10 @@ pub const Environs = struct {
                 }
                 const key = try self.other_key(name);
                 defer capi.drop(key);
-                try self.put_or_join(environ, key, value, false);
+                try repeated.put_line(key, value);
             }
         }
+        try repeated.join(self.names);
         if (head.target_form == .absolute_form and sender != .proxy_that_names_host) {
             const host = try capi.latin1(head.authority.of(exchange.bytes));
             try put(environ, self.names.keys.HTTP_HOST, host);
@@ -527,20 +530,6 @@ pub const Environs = struct {
         try put(environ, length_key, try capi.latin1(text));
         const coding_key = self.names.environ[@intFromEnum(fields.Name.transfer_encoding)].?;
         try capi.checked(capi.PyDict_DelItem(environ, coding_key));
-    }
-
-    fn put_or_join(
-        self: *Environs,
-        environ: *Object,
-        key: *Object,
-        value: []const u8,
-        is_cookie: bool,
-    ) capi.Error!void {
-        if (capi.PyDict_GetItemWithError(environ, key)) |before| {
-            return self.join(environ, key, before, value, is_cookie);
-        }
-        if (capi.PyErr_Occurred() != null) return error.Raised;
-        try put(environ, key, try capi.latin1(value));
     }
 
     /// A new reference to the key of a field name that has no entry in `fields`.
@@ -570,23 +559,54 @@ pub const Environs = struct {
         const text = fields.environ_key_write(storage, name) orelse "";
         return capi.latin1(text);
     }
+};
 
-    /// Repeated field lines are one list (RFC 9110 5.3); cookies have a separator of their own
-    /// (RFC 6265 4.2.1).
-    fn join(
-        self: *Environs,
-        environ: *Object,
-        key: *Object,
-        before: *Object,
-        value: []const u8,
-        is_cookie: bool,
-    ) capi.Error!void {
-        const separator = if (is_cookie) self.names.semicolon else self.names.comma;
-        const start = try capi.owned(capi.PyUnicode_Concat(before, separator));
-        defer capi.drop(start);
-        const addition = try capi.latin1(value);
-        defer capi.drop(addition);
-        try put(environ, key, try capi.owned(capi.PyUnicode_Concat(start, addition)));
+/// Repeated field lines are one list (RFC 9110 5.3). Their values are collected and joined once:
+/// there may be thousands, and the GIL is held.
+const Repeated = struct {
+    environ: *Object,
+    /// A dict of lists by key; null as long as nothing is repeated.
+    lists: ?*Object = null,
+
+    fn deinit(self: *Repeated) void {
+        capi.drop_maybe(self.lists);
+    }
+
+    fn put_line(self: *Repeated, key: *Object, value: []const u8) capi.Error!void {
+        const text = try capi.latin1(value);
+        defer capi.drop(text);
+        const first = capi.PyDict_GetItemWithError(self.environ, key) orelse {
+            if (capi.PyErr_Occurred() != null) return error.Raised;
+            return capi.checked(capi.PyDict_SetItem(self.environ, key, text));
+        };
+        const list = try self.list_of(key, first);
+        try capi.checked(capi.PyList_Append(list, text));
+    }
+
+    /// Borrowed.
+    fn list_of(self: *Repeated, key: *Object, first: *Object) capi.Error!*Object {
+        if (self.lists == null) self.lists = try capi.owned(capi.PyDict_New());
+        if (capi.PyDict_GetItemWithError(self.lists.?, key)) |list| return list;
+        if (capi.PyErr_Occurred() != null) return error.Raised;
+        const list = try capi.owned(capi.PyList_New(0));
+        defer capi.drop(list);
+        try capi.checked(capi.PyList_Append(list, first));
+        try capi.checked(capi.PyDict_SetItem(self.lists.?, key, list));
+        return list;
+    }
+
+    fn join(self: *Repeated, names: *const Names) capi.Error!void {
+        const lists = self.lists orelse return;
+        const cookie = names.environ[@intFromEnum(fields.Name.cookie)].?;
+        var position: capi.ssize = 0;
+        var key: *Object = undefined;
+        var list: *Object = undefined;
+        while (capi.PyDict_Next(lists, &position, &key, &list) != 0) {
+            // Cookies have a separator of their own (RFC 6265 4.2.1).
+            const separator = if (key == cookie) names.semicolon else names.comma;
+            const whole = try capi.owned(capi.PyUnicode_Join(separator, list));
+            try put(self.environ, key, whole);
+        }
     }
 };
 

@@ -156,6 +156,11 @@ fn read_once(self: *InputStream, destination: []u8) capi.Error!usize {
         capi.PyExc_RuntimeError,
         "wsgi.input is being read by another thread",
     );
+    if (core.forks.is_child() and !body_of(self).?.is_in_memory()) return capi.raise(
+        capi.PyExc_OSError,
+        "this process was forked from the server's, which alone can read the rest of the " ++
+            "request body; read it before the fork",
+    );
     self.busy = true;
     defer self.busy = false;
     return read_body(self, connection, destination) catch |err| switch (err) {

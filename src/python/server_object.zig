@@ -15,6 +15,9 @@ const Server = core.server.Server;
 
 const gpa = std.heap.c_allocator;
 
+/// The one of this process.
+var served: ?*Server = null;
+
 pub fn create(
     options_dict: *Object,
     listener_list: *Object,
@@ -38,6 +41,7 @@ pub fn create(
     const server = Server.create(gpa, options, sockets[0..count], application) catch |err| {
         return raise_start_error(err);
     };
+    served = server;
     return server;
 }
 
@@ -155,6 +159,10 @@ fn read_listeners(
 pub fn server_of(handle: ?*anyopaque) capi.Error!*Server {
     const pointer = handle orelse
         return capi.raise(capi.PyExc_RuntimeError, "the server was not initialised");
+    if (core.forks.is_child()) return capi.raise(
+        capi.PyExc_RuntimeError,
+        "this process was forked from the server's and has no server",
+    );
     return @ptrCast(@alignCast(pointer));
 }
 
@@ -246,6 +254,8 @@ fn log(address: ?*Object, record: ?*Object) callconv(.c) ?*Object {
 }
 
 fn put_record(address: *Object, record: *Object) capi.Error!*Object {
+    // The thread that writes the log is the parent's.
+    if (core.forks.is_child()) return capi.none();
     if (!capi.is_bytes(record)) return capi.raise(capi.PyExc_TypeError, "the record is bytes");
     const server = try server_of(capi.PyLong_AsVoidPtr(address));
     server.log.put_now(capi.bytes_of(record));
@@ -299,10 +309,8 @@ pub fn take_notice(handle: ?*anyopaque) capi.Error!*Object {
     return pair;
 }
 
-pub fn close_in_child(handle: ?*anyopaque) capi.Error!*Object {
-    const server = try server_of(handle);
-    server.close_in_child();
-    return capi.none();
+pub fn close_in_child() void {
+    if (served) |server| server.close_in_child();
 }
 
 /// On a thread without Python: those that have one stand still once the interpreter is taken down.

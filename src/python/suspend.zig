@@ -70,6 +70,7 @@ fn timeout_ms(object: *Object, unit_ms: f64) capi.Error!?u64 {
 
 /// The suspension that the next empty string begins; the last one counts.
 fn arm(call: *Call, timeout: ?u64) capi.Error!*Suspension {
+    if (core.forks.is_child()) return call_module.raise_in_child();
     const crew = call.crew orelse return capi.raise(
         capi.PyExc_RuntimeError,
         "suspend and fdevent are for the thread that runs the response, while it does",

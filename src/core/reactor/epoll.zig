@@ -24,6 +24,8 @@ pub const Reactor = struct {
     pub fn deinit(self: *Reactor) void {
         sys.close(self.wake_fd);
         sys.close(self.poll_fd);
+        self.wake_fd = sys.no_fd;
+        self.poll_fd = sys.no_fd;
     }
 
     pub fn register(self: *Reactor, fd: sys.Fd, token: u64) sys.RegisterError!void {

@@ -76,6 +76,7 @@ pub const Reactor = struct {
 
     pub fn deinit(self: *Reactor) void {
         sys.close(self.queue);
+        self.queue = sys.no_fd;
     }
 
     pub fn register(self: *Reactor, fd: sys.Fd, token: u64) sys.RegisterError!void {
