@@ -197,7 +197,7 @@ def test_answer_that_was_not_sent_is_not_counted(serve: Servers) -> None:
     connection.send(get("/sleep?0.6"))
     server.wait_event("begun")
     connection.reset()
-    access = json.loads(wait_until(lambda: server.output(), 5, lambda: "no line"))
+    access = json.loads(wait_until(lambda: server.output(), PATIENCE, lambda: "no line"))
     assert access["bytes_sent"] == 0
 
 

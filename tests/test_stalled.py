@@ -9,7 +9,7 @@ import pytest
 from admin_client import AdminClient, serve_with_admin
 from serve_zig import cgroup, runner, schema
 from serving import Server, Servers, wait_until
-from wire import Connection, all_closed, get
+from wire import PATIENCE, Connection, all_closed, get
 
 #: From here on a client counts as stalled, and a little more (`stalled_ms_min`).
 STALLED = 1.3
@@ -84,7 +84,7 @@ def test_short_buffer_memory_cuts_off_the_longest_stalled(serve: Servers) -> Non
             connections.append(asks(server, "/large_small_pieces"))
             server.wait_event("large", count=number + 1)
             time.sleep(0.3)
-        wait_until(lambda: stalled_count(admin) > 0, 10, lambda: "nobody was cut off")
+        wait_until(lambda: stalled_count(admin) > 0, PATIENCE, lambda: "nobody was cut off")
         server.wait_log(r"warning limits\.buffer_memory is reached: clients that take nothing")
         assert len(connections[0].read_to_end(reset_counts=True)) < LARGE
         assert len(connections[2].response().body) == LARGE
