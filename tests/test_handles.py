@@ -100,6 +100,15 @@ def test_deeply_nested_wrappers_are_freed(server: Server, how: str) -> None:
     assert body_of(server, f"/nested?{how}") == b"True"
 
 
+def test_deeply_nested_wrappers_as_a_response(server: Server) -> None:
+    """They have no `read`, and closing them is deeper than Python's recursion limit."""
+    server.errors_expected = True
+    assert server.exchange(get("/nested?returned")).status == 500
+    server.wait_log("has no attribute 'read'")
+    server.wait_log("RecursionError")
+    assert body_of(server, "/nested?file") == b"True"
+
+
 @pytest.mark.parametrize("how", ["tell", "read"])
 def test_a_file_that_spoils_the_head_is_a_500(server: Server, how: str) -> None:
     """Its own methods are asked after the head was checked."""
