@@ -19,6 +19,11 @@ REQUESTS = {
     "hints": get("/early"),
     "head": get("/ok", method="HEAD"),
     "old": get("/stream?2", version="1.0"),
+    "parked": get("/parking"),
+    "suspended": get("/suspending"),
+    "hints after a wait": get("/hinting"),
+    "file": get("/file"),
+    "blocks": get("/blocks"),
 }
 
 
@@ -57,12 +62,19 @@ def recover(server: Server) -> None:
     raise AssertionError("no answer though memory is there")
 
 
+def balance(server: Server) -> tuple[int, int]:
+    """Return how many iterables are open, and how many contexts there are."""
+    still_open, contexts = server.exchange(get("/balance")).body.split()
+    return int(still_open), int(contexts)
+
+
 @pytest.mark.parametrize("count", [1, 2, 20])
 @pytest.mark.parametrize("kind", REQUESTS)
 def test_each_allocation_fails(starving: Server, kind: str, count: int) -> None:
     """One allocation fails, or two or twenty in a row, each time one later."""
     starving.errors_expected = True
     request = REQUESTS[kind]
+    contexts = balance(starving)[1]
     statuses = []
     for number in range(ALLOCATIONS):
         assert exchange(starving, get(f"/memory?{number}&{count}")) in (200, 500, 0)
@@ -74,3 +86,7 @@ def test_each_allocation_fails(starving: Server, kind: str, count: int) -> None:
     assert statuses[-1] == 200
     assert set(statuses) != {200}
     starving.wait_log("MemoryError")
+    # Every iterable was closed, and no context of a request is left.
+    still_open, contexts_after = balance(starving)
+    assert still_open == 0
+    assert contexts_after <= contexts + 3

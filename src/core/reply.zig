@@ -223,11 +223,16 @@ pub const Reply = struct {
 
     /// Begins the head, or begins it anew as long as it was not sent.
     pub fn start(self: *Reply, status: []const u8) response_head.Error!void {
+        try self.prepare(status);
+        self.progress.started = true;
+    }
+
+    /// The same for a head that counts once the caller sets `started`, when its fields are there.
+    pub fn prepare(self: *Reply, status: []const u8) response_head.Error!void {
         std.debug.assert(!self.progress.head_sent);
         self.progress.started = false;
         self.progress.is_superseded = false;
         try self.head.begin(status);
-        self.progress.started = true;
     }
 
     /// Sends a piece of the body, and the head before the first; waits while too much is ahead of

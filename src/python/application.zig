@@ -14,13 +14,14 @@
 const std = @import("std");
 const core = @import("core");
 const capi = @import("capi.zig");
-const call_module = @import("call.zig");
+const handles = @import("handles.zig");
 const environ_module = @import("environ.zig");
 const suspend_module = @import("suspend.zig");
 const input_stream = @import("input_stream.zig");
 const file_wrapper = @import("file_wrapper.zig");
 const names_module = @import("names.zig");
 const Object = capi.Object;
+const Call = handles.Call;
 const Crew = core.server.Crew;
 const Turn = core.connection.Turn;
 const Names = names_module.Names;
@@ -41,13 +42,14 @@ const Trouble = error{
 
 pub const Listener = struct { name: *Object, port: *Object };
 
-/// A response in progress. Owned references.
+/// A response in progress. Owned references, but for the input.
 const Response = struct {
     iterable: ?*Object = null,
     /// None where one piece is the whole body.
     iterator: ?*Object = null,
     /// The piece that the output still refers to.
     piece: ?*Object = null,
+    /// The call's, where the request has a body.
     input: ?*input_stream.InputStream = null,
     /// Of the whole body, where it is known before the first piece is sent.
     length: ?u64 = null,
@@ -60,7 +62,6 @@ const Response = struct {
         capi.drop_maybe(self.iterator);
         capi.drop_maybe(self.iterable);
         self.drop_piece();
-        if (self.input) |stream| input_stream.drop(stream);
         self.* = .{};
     }
 
@@ -74,8 +75,7 @@ const Response = struct {
 const Continuation = struct {
     response: Response,
     context: *Object,
-    /// Kept by the application; else the worker's own do.
-    handles: ?*call_module.Handles,
+    call: *Call,
     /// Where the response was suspended before its head was sent.
     response_head: ?core.response_head.ResponseHead,
     /// Asked for, and to begin with the next empty string; a reference.
@@ -86,30 +86,24 @@ const State = enum { finished, parked };
 
 /// What each worker has for the request that it serves.
 const Seat = struct {
-    handles: ?*call_module.Handles = null,
-    /// By listener; they refer to the handles.
+    /// By listener.
     templates: []?environ_module.Template = &.{},
-    /// Those of the request in progress: the worker's own, or what a parked one kept. Null when
-    /// the application can do nothing to it any more.
-    active: ?*call_module.Handles = null,
+    /// The request in progress; null when the application can do nothing to it any more.
+    active: ?*Call = null,
     /// Of the request in progress; borrowed from its response.
     input: ?*input_stream.InputStream = null,
     /// Going on with this, instead of beginning a request.
     response: Response = .{},
     is_proceeding: bool = false,
     state: State = .finished,
+    /// `step` was run, so that the response is its business.
+    has_stepped: bool = false,
     /// The thread that has this seat, as Python knows it; 0 until its first request.
     thread_id: c_ulong = 0,
     /// The number of the call whose code may be interrupted by an exception; 0: none may.
     interruptible: u64 = 0,
     /// It has been, and the exception may not have been raised yet.
     interrupted: bool = false,
-
-    fn count_templates(self: *const Seat) usize {
-        var count: usize = 0;
-        for (self.templates) |slot| count += @intFromBool(slot != null);
-        return count;
-    }
 
     /// From here on RequestTimeout may be raised in this thread.
     fn expose(self: *Seat, crew: *Crew) void {
@@ -126,11 +120,9 @@ const Seat = struct {
         _ = capi.PyThreadState_SetAsyncExc(self.thread_id, null);
     }
 
-    fn drop_templates(self: *Seat) void {
-        for (self.templates) |*slot| {
-            if (slot.*) |template| template.drop();
-            slot.* = null;
-        }
+    fn drop_template(self: *Seat, listener: u8, keys: *const names_module.Keys) void {
+        if (self.templates[listener]) |*template| template.drop(keys);
+        self.templates[listener] = null;
     }
 };
 
@@ -138,9 +130,8 @@ pub const Bridge = struct {
     gpa: std.mem.Allocator,
     application: *Object,
     report: *Object,
-    empty_context: *Object,
-    /// The methods `copy` and `run` of contextvars.Context.
-    copy_context: *Object,
+    /// The method `copy` of an empty contextvars.Context, and `run` of any.
+    copy_empty_context: *Object,
     run_in_context: *Object,
     names: Names,
     environs: Environs,
@@ -159,7 +150,7 @@ pub const Bridge = struct {
         self.gpa = gpa;
         self.names = try Names.init();
         try input_stream.init_type();
-        try call_module.init_type();
+        try handles.init_types(step_function);
         try suspend_module.init_type();
         const wrapper = try file_wrapper.init_type(&self.names.keys);
         const contextvars = try capi.owned(capi.PyImport_ImportModule("contextvars"));
@@ -167,13 +158,15 @@ pub const Bridge = struct {
         const context_type = try capi.owned(capi.PyObject_GetAttrString(contextvars, "Context"));
         defer capi.drop(context_type);
         // Copying an empty one is faster than calling the type.
-        self.empty_context = try capi.owned(capi.PyObject_CallNoArgs(context_type));
-        self.copy_context = try capi.owned(capi.PyObject_GetAttrString(context_type, "copy"));
+        const empty_context = try capi.owned(capi.PyObject_CallNoArgs(context_type));
+        defer capi.drop(empty_context);
+        self.copy_empty_context = try capi.owned(
+            capi.PyObject_GetAttrString(empty_context, "copy"),
+        );
         self.run_in_context = try capi.owned(capi.PyObject_GetAttrString(context_type, "run"));
-        const empty_input = try input_stream.create_empty();
         const bases = try gpa.alloc(*Object, listeners.len);
         for (bases, listeners) |*base, listener| {
-            base.* = try self.base_environ(listener, wrapper, empty_input);
+            base.* = try self.base_environ(listener, wrapper);
         }
         const connections = options.connections;
         const flavour = core.forwarded.Flavour.parse(options.proxy_headers) orelse .x_forwarded;
@@ -195,7 +188,6 @@ pub const Bridge = struct {
         self: *Bridge,
         listener: Listener,
         wrapper: *Object,
-        empty_input: *Object,
     ) capi.Error!*Object {
         const keys = &self.names.keys;
         const names = &self.names;
@@ -221,7 +213,7 @@ pub const Bridge = struct {
             .{ keys.SERVER_SOFTWARE, try capi.interned("serve-zig/" ++ core.version) },
             .{ keys.@"wsgi.version", version },
             .{ keys.@"wsgi.url_scheme", capi.new(names.http) },
-            .{ keys.@"wsgi.input", capi.new(empty_input) },
+            .{ keys.@"wsgi.input", capi.none() },
             .{ keys.@"wsgi.errors", errors },
             .{ keys.@"wsgi.multithread", capi.boolean(true) },
             .{ keys.@"wsgi.multiprocess", capi.boolean(false) },
@@ -283,33 +275,31 @@ pub const Bridge = struct {
     /// Each request has a contextvars context of its own, so that nothing leaks into the next.
     fn begin(self: *Bridge, crew: *Crew) capi.Error!void {
         const seat = &self.seats[crew.worker.index];
-        const handles = try own_handles(seat);
-        const end: ?*Object = null;
-        const request_context = try capi.owned(capi.PyObject_CallFunctionObjArgs(
-            self.copy_context,
-            self.empty_context,
-            end,
-        ));
         seat.is_proceeding = false;
         seat.response = .{};
-        handles.call.timed_out = false;
-        return self.step_in(crew, seat, handles, request_context);
+        const template = &seat.templates[crew.connection.listener];
+        const call = try Call.create(if (template.*) |*one| one.call else null);
+        const request_context = capi.PyObject_CallNoArgs(self.copy_empty_context) orelse {
+            call.end();
+            return error.Raised;
+        };
+        self.step_in(crew, seat, call, request_context);
     }
 
     fn template_of(
         self: *Bridge,
         seat: *Seat,
         listener: u8,
+        call: *Call,
     ) capi.Error!*environ_module.Template {
         const slot = &seat.templates[listener];
-        if (slot.* == null) slot.* = try self.environs.create_template(listener, seat.handles.?);
-        return &slot.*.?;
-    }
-
-    /// The worker's, made anew after an application has kept the last.
-    fn own_handles(seat: *Seat) capi.Error!*call_module.Handles {
-        if (seat.handles == null) seat.handles = try call_module.Handles.create(&step_definition);
-        return seat.handles.?;
+        if (slot.* == null) slot.* = try self.environs.create_template(listener);
+        const template = &slot.*.?;
+        template.refer_to(&self.names.keys, call) catch |err| {
+            slot.* = null;
+            return err;
+        };
+        return template;
     }
 
     fn proceed(context: *anyopaque, crew: *Crew, opaque_continuation: *anyopaque) void {
@@ -322,65 +312,58 @@ pub const Bridge = struct {
         seat.is_proceeding = true;
         if (taken.response.input) |stream| stream.crew = crew;
         if (taken.response_head) |head| crew.reply.put_head(head);
-        self.proceed_in(crew, seat, taken) catch {
-            self.give_up(crew, error.Raised);
-            seat.response.drop();
-        };
+        taken.call.suspension = taken.suspension;
+        self.step_in(crew, seat, taken.call, taken.context);
     }
 
-    fn proceed_in(
-        self: *Bridge,
-        crew: *Crew,
-        seat: *Seat,
-        continuation: Continuation,
-    ) capi.Error!void {
-        const handles = continuation.handles orelse own_handles(seat) catch |err| {
-            suspend_module.forget(continuation.suspension);
-            return err;
-        };
-        handles.call.suspension = continuation.suspension;
-        return self.step_in(crew, seat, handles, continuation.context);
-    }
-
-    /// Serves, as far as it goes, inside the request's context, whose reference is used up.
+    /// Serves, as far as it goes, inside the request's context. Uses up the context's reference,
+    /// and the call.
     fn step_in(
         self: *Bridge,
         crew: *Crew,
         seat: *Seat,
-        handles: *call_module.Handles,
+        call: *Call,
         request_context: *Object,
-    ) capi.Error!void {
-        handles.call.crew = crew;
-        handles.call.is_parked = false;
-        seat.active = handles;
+    ) void {
+        call.crew = crew;
+        call.is_parked = false;
+        seat.active = call;
         seat.state = .finished;
+        seat.has_stepped = false;
         const end: ?*Object = null;
         const result = capi.PyObject_CallFunctionObjArgs(
             self.run_in_context,
             request_context,
-            handles.step,
+            call.object(.step),
             end,
         );
         if (core.forks.is_child()) end_child(null);
-        handles.close_for_good();
+        if (result) |none| capi.drop(none) else self.note_context_failure(crew, seat);
+        call.close_for_good();
         seat.active = null;
-        const asked_for = suspend_module.take(handles.call);
-        const is_own = seat.handles == handles;
-        const are_kept = handles.are_kept(if (is_own) seat.count_templates() else 0);
-        if (is_own and are_kept) {
-            seat.handles = null;
-            seat.drop_templates();
-        }
+        const asked_for = suspend_module.take(call);
         if (seat.state == .parked) {
-            handles.call.is_parked = true;
-            const kept = if (is_own and !are_kept) null else handles;
-            self.park(crew, seat, request_context, kept, asked_for);
+            call.is_parked = true;
+            self.park(crew, seat, request_context, call, asked_for);
         } else {
             suspend_module.forget(asked_for);
-            if (!is_own or are_kept) handles.drop();
+            call.end();
             capi.drop(request_context);
         }
-        capi.drop(try capi.owned(result));
+    }
+
+    /// The context could not be entered, for want of memory or since the application runs in it
+    /// elsewhere; or it could not be left. The iterable is closed all the same.
+    fn note_context_failure(self: *Bridge, crew: *Crew, seat: *Seat) void {
+        if (seat.has_stepped) {
+            const exception = capi.take_exception();
+            defer capi.drop_maybe(exception);
+            return self.report_trouble(crew, exception);
+        }
+        var response = seat.response;
+        seat.response = .{};
+        self.give_up(crew, error.Raised);
+        self.close_response(crew, seat, &response);
     }
 
     fn park(
@@ -388,7 +371,7 @@ pub const Bridge = struct {
         crew: *Crew,
         seat: *Seat,
         request_context: *Object,
-        handles: ?*call_module.Handles,
+        call: *Call,
         suspension: ?*core.suspension.Suspension,
     ) void {
         // Another thread may go on reading, or begin to.
@@ -400,15 +383,15 @@ pub const Bridge = struct {
                 self.close_iterable(iterable) catch |err| self.give_up(crew, err);
             }
             seat.response.drop();
-            capi.drop(request_context);
-            if (handles) |kept| kept.drop();
             suspend_module.forget(suspension);
+            call.end();
+            capi.drop(request_context);
             return;
         };
         continuation.* = .{
             .response = seat.response,
             .context = request_context,
-            .handles = handles,
+            .call = call,
             .response_head = crew.reply.take_head(),
             .suspension = suspension,
         };
@@ -425,8 +408,9 @@ pub const Bridge = struct {
     }
 
     /// What `Context.run` calls.
-    fn step(object: ?*Object, _: ?*Object) callconv(.c) ?*Object {
-        const crew = call_module.of(object).crew orelse {
+    fn step(object: *Object, _: [*]const *Object, _: usize, _: ?*Object) callconv(.c) ?*Object {
+        const call = handles.of(object).call;
+        const crew = call.crew orelse {
             capi.PyErr_SetString(capi.PyExc_RuntimeError, "no request is in progress");
             return null;
         };
@@ -434,8 +418,9 @@ pub const Bridge = struct {
         const seat = &self.seats[crew.worker.index];
         var response = seat.response;
         seat.response = .{};
+        seat.has_stepped = true;
         seat.expose(crew);
-        seat.state = self.advance(crew, object, seat.is_proceeding, &response) catch |err| blk: {
+        seat.state = self.advance(crew, call, seat.is_proceeding, &response) catch |err| blk: {
             seat.shield();
             self.give_up(crew, err);
             break :blk .finished;
@@ -471,44 +456,41 @@ pub const Bridge = struct {
     fn advance(
         self: *Bridge,
         crew: *Crew,
-        call: ?*Object,
+        call: *Call,
         is_proceeding: bool,
         response: *Response,
     ) Trouble!State {
         if (is_proceeding) {
             self.seats[crew.worker.index].input = response.input;
-            call_module.of(call).timed_out = crew.reply.progress.timed_out;
+            call.timed_out = crew.reply.progress.timed_out;
             response.drop_piece();
             if (crew.reply.progress.broken) return error.ClientGone;
             if (crew.reply.progress.too_long) return trouble_of(error.BodyTooLong);
             if (response.iterator != null) return self.iterate(crew, response);
             return self.finish(crew);
         }
-        if (crew.exchange.body.mode != .none) response.input = try input_stream.create(crew);
+        if (crew.exchange.body.mode != .none) {
+            input_stream.open(&call.input, crew);
+            response.input = &call.input;
+        }
         self.seats[crew.worker.index].input = response.input;
-        response.iterable = try self.call_application(crew, call_module.of(call), response.input);
+        response.iterable = try self.call_application(crew, call);
         return self.respond(crew, response);
     }
 
-    fn call_application(
-        self: *Bridge,
-        crew: *Crew,
-        call: *call_module.Call,
-        input: ?*input_stream.InputStream,
-    ) capi.Error!*Object {
-        // The worker's own: only a request that begins calls the application.
+    fn call_application(self: *Bridge, crew: *Crew, call: *Call) capi.Error!*Object {
         const seat = &self.seats[crew.worker.index];
-        const handles = seat.handles.?;
-        std.debug.assert(handles.call == call);
-        const template = try self.template_of(seat, crew.connection.listener);
-        errdefer seat.drop_templates();
-        const environ = try self.environs.build(crew, template, input);
+        const template = try self.template_of(seat, crew.connection.listener, call);
+        const environ = self.environs.build(crew, template) catch |err| {
+            seat.drop_template(crew.connection.listener, &self.names.keys);
+            return err;
+        };
         defer capi.drop(environ);
         const end: ?*Object = null;
         return capi.owned(capi.PyObject_CallFunctionObjArgs(
             self.application,
             environ,
-            handles.start_response,
+            call.object(.start_response),
             end,
         ));
     }
@@ -558,12 +540,21 @@ pub const Bridge = struct {
 
     /// Null where the file has to be read. The GIL is given away, to open the file and to send it.
     fn offer_file(self: *Bridge, crew: *Crew, wrapper: *Object) Trouble!?core.reply.Flow {
-        const call = self.seats[crew.worker.index].active.?.call;
-        call.busy = true;
-        defer call.busy = false;
         if (!crew.reply.takes_file()) return null;
-        const file = file_wrapper.open_regular(wrapper) orelse return null;
-        return crew.reply.offer_file(file) catch |err| trouble_of(err);
+        const call = self.seats[crew.worker.index].active.?;
+        call.busy = true;
+        const opened = file_wrapper.open_regular(wrapper);
+        call.busy = false;
+        var file = opened orelse return null;
+        // The file's own methods may have called start_response, and it have failed.
+        self.check_may_write(crew) catch |err| {
+            file.close();
+            return err;
+        };
+        call.busy = true;
+        const flow = crew.reply.offer_file(file);
+        call.busy = false;
+        return flow catch |err| trouble_of(err);
     }
 
     /// All pieces are there, so the length is known, and a wrong piece is found before the head is
@@ -675,7 +666,7 @@ pub const Bridge = struct {
     /// of its own; where that can't be, its thread waits here.
     fn begin_suspension(self: *Bridge, crew: *Crew) bool {
         const active = self.seats[crew.worker.index].active.?;
-        const suspension = suspend_module.take(active.call) orelse return false;
+        const suspension = suspend_module.take(active) orelse return false;
         crew.reply.push();
         if (self.may_park(crew)) {
             crew.exchange.suspension = suspension;
@@ -685,7 +676,7 @@ pub const Bridge = struct {
         const timed_out = suspension.wait(crew.connection);
         capi.PyEval_RestoreThread(state);
         crew.reply.progress.timed_out = timed_out;
-        active.call.timed_out = timed_out;
+        active.timed_out = timed_out;
         suspension.release(std.heap.c_allocator);
         return false;
     }
@@ -732,10 +723,11 @@ pub const Bridge = struct {
     /// Waits until the client has taken everything, without the GIL, where the response can't park.
     fn settle(self: *Bridge, crew: *Crew) Trouble!core.reply.Flow {
         if (self.may_park(crew)) return .full;
-        const call = self.seats[crew.worker.index].active.?.call;
+        const call = self.seats[crew.worker.index].active.?;
         call.busy = true;
-        defer call.busy = false;
-        crew.reply.settle() catch |err| return trouble_of(err);
+        const settled = crew.reply.settle();
+        call.busy = false;
+        settled catch |err| return trouble_of(err);
         return .more;
     }
 
@@ -743,7 +735,7 @@ pub const Bridge = struct {
     /// the worker.
     fn may_park(self: *Bridge, crew: *Crew) bool {
         const seat = &self.seats[crew.worker.index];
-        if (seat.active.?.call.busy) return false;
+        if (seat.active.?.busy) return false;
         const input = seat.input orelse return true;
         return !input.busy;
     }
@@ -761,7 +753,7 @@ pub const Bridge = struct {
             "the application returned without having called start_response (PEP 3333)",
         );
         const active = self.seats[crew.worker.index].active.?;
-        if (active.call.busy) return capi.raise(
+        if (active.busy) return capi.raise(
             capi.PyExc_RuntimeError,
             "the application returned while another thread was still calling write",
         );
@@ -817,7 +809,7 @@ pub const Bridge = struct {
     fn may_answer(self: *Bridge, crew: *const Crew) bool {
         const progress = &crew.reply.progress;
         const active = self.seats[crew.worker.index].active;
-        const is_busy = if (active) |handles| handles.call.busy else false;
+        const is_busy = if (active) |call| call.busy else false;
         return !progress.head_sent and !progress.broken and !is_busy;
     }
 
@@ -916,4 +908,8 @@ pub const Bridge = struct {
     }
 };
 
-const step_definition = capi.plain_method("serve_request", Bridge.step, "Serves one request");
+const step_function: handles.Function = .{
+    .name = "step",
+    .doc = "Serves one request, as far as it goes",
+    .vectorcall = Bridge.step,
+};

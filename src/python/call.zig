@@ -1,140 +1,22 @@
-//! One call of the application as Python sees it: `start_response`, the `write` that it returns
+//! What an application may call during its request: `start_response`, the `write` that it returns
 //! (PEP 3333, "The start_response() Callable"), and the callables in the environ.
 //!
-//! The objects belong to a worker and serve request after request, as long as no application keeps
-//! one; a kept one is cut off from the worker and raises. GIL held.
+//! Python code may run wherever an exception is made, an object of the garbage collector is made or
+//! the last reference to something is dropped: the collector runs finalizers there (on CPython 3.11
+//! at any such allocation), which may call any of these functions, change every list, and let other
+//! threads go on, under which the request may end. So a function asks whose request it is when it
+//! has its arguments, and from there on runs no Python code until it is done with the reply, or
+//! raises and touches the reply no more. GIL held.
 
 const std = @import("std");
 const core = @import("core");
 const capi = @import("capi.zig");
-const suspend_module = @import("suspend.zig");
+const arguments = @import("arguments.zig");
+const handles = @import("handles.zig");
 const Object = capi.Object;
 const Crew = core.server.Crew;
 const Reply = core.reply.Reply;
-
-pub const Call = extern struct {
-    head: Object,
-    /// The worker; null when the request is over.
-    crew: ?*Crew,
-    /// What start_response returns; borrowed from the same `Handles`.
-    write: ?*Object,
-    /// A `write` is in progress, or the worker itself sends, perhaps waiting for the client
-    /// without the GIL: nobody else may send.
-    busy: bool,
-    /// The response waits for its client, so there is no worker but there is a request.
-    is_parked: bool,
-    /// The last suspension ended by its time. This object is `x-wsgiorg.fdevent.timeout`, and this
-    /// is its truth value.
-    timed_out: bool,
-    /// Begins with the next empty string; a reference.
-    suspension: ?*core.suspension.Suspension,
-};
-
-var type_object: ?*capi.Type = null;
-
-pub fn init_type() capi.Error!void {
-    type_object = capi.PyType_FromSpec(&spec) orelse return error.Raised;
-}
-
-/// What a worker keeps for its calls.
-pub const Handles = struct {
-    call: *Call,
-    start_response: *Object,
-    write: *Object,
-    early_hints: *Object,
-    client_disconnected: *Object,
-    any_thread: *Object,
-    suspend_response: *Object,
-    readable: *Object,
-    writable: *Object,
-    step: *Object,
-
-    /// How many of them are bound to the call.
-    const bound_count = 9;
-
-    /// `step_definition` is what runs inside the request's context.
-    pub fn create(step_definition: *const capi.MethodDef) capi.Error!*Handles {
-        const self = std.heap.c_allocator.create(Handles) catch {
-            _ = capi.PyErr_NoMemory();
-            return error.Raised;
-        };
-        const call = try capi.allocate(Call, type_object.?);
-        call.crew = null;
-        call.busy = false;
-        call.is_parked = false;
-        call.timed_out = false;
-        call.suspension = null;
-        const writer = try bound(call, &write_definition);
-        call.write = writer;
-        self.* = .{
-            .call = call,
-            .start_response = try bound(call, &start_definition),
-            .write = writer,
-            .early_hints = try bound(call, &hints_definition),
-            .client_disconnected = try bound(call, &disconnected_definition),
-            .any_thread = try bound(call, &any_thread_definition),
-            .suspend_response = try bound(call, &suspend_module.suspend_definition),
-            .readable = try bound(call, &suspend_module.readable_definition),
-            .writable = try bound(call, &suspend_module.writable_definition),
-            .step = try bound(call, step_definition),
-        };
-        return self;
-    }
-
-    /// Out of memory at a worker's first request leaks what was made before; nothing else fails.
-    fn bound(call: *Call, definition: *const capi.MethodDef) capi.Error!*Object {
-        return capi.owned(capi.PyCFunction_NewEx(definition, &call.head, null));
-    }
-
-    pub fn drop(self: *Handles) void {
-        capi.drop(self.start_response);
-        capi.drop(self.write);
-        capi.drop(self.early_hints);
-        capi.drop(self.client_disconnected);
-        capi.drop(self.any_thread);
-        capi.drop(self.suspend_response);
-        capi.drop(self.readable);
-        capi.drop(self.writable);
-        capi.drop(self.step);
-        capi.drop(&self.call.head);
-        std.heap.c_allocator.destroy(self);
-    }
-
-    /// Whether the application has kept something of this request's. `holders` dicts of the server
-    /// hold the callables that are in the environ.
-    pub fn are_kept(self: *const Handles, holders: usize) bool {
-        if (capi.is_shared(self.start_response) or capi.is_shared(self.write)) return true;
-        const callables = [_]*const Object{
-            self.early_hints,
-            self.client_disconnected,
-            self.any_thread,
-            self.suspend_response,
-            self.readable,
-            self.writable,
-        };
-        // The call is in the environ too, and each callable and the step hold it. None of them has
-        // fewer holders, so one comparison is enough.
-        var found = capi.holders_of(&self.call.head);
-        for (callables) |callable| found +%= capi.holders_of(callable);
-        const of_call = 1 + bound_count + holders;
-        return found > of_call + callables.len * (holders + 1);
-    }
-
-    /// The request is over. A thread that is still writing has to let go first.
-    pub fn close_for_good(self: *Handles) void {
-        while (self.call.busy) {
-            if (self.call.crew) |crew| core.sys.shutdown_both(crew.connection.fd);
-            const state = capi.PyEval_SaveThread();
-            core.sys.sleep_ms(1);
-            capi.PyEval_RestoreThread(state);
-        }
-        self.call.crew = null;
-    }
-};
-
-pub fn of(object: ?*Object) *Call {
-    return @ptrCast(@alignCast(object.?));
-}
+const Call = handles.Call;
 
 /// Nothing here may touch a descriptor in a process that the application forked.
 pub fn raise_in_child() capi.Error {
@@ -144,8 +26,7 @@ pub fn raise_in_child() capi.Error {
     );
 }
 
-fn crew_of(object: ?*Object) capi.Error!*Crew {
-    const call = of(object);
+fn crew_of(call: *const Call) capi.Error!*Crew {
     if (call.crew) |crew| return crew;
     const message = if (call.is_parked)
         "a callable of the request was called while its response was parked: no thread runs it then"
@@ -156,28 +37,35 @@ fn crew_of(object: ?*Object) capi.Error!*Crew {
 
 // ---- start_response ----------------------------------------------------------------------------
 
+const start_signature: arguments.Signature = .{
+    .function = "start_response",
+    .parameters = &.{ "status", "headers", "exc_info" },
+    .required = 2,
+};
+
 fn start_response(
-    object: ?*Object,
-    arguments: [*]const *Object,
-    count: capi.ssize,
+    callable: *Object,
+    values: [*]const *Object,
+    flagged: usize,
+    names: ?*Object,
 ) callconv(.c) ?*Object {
-    return start(object, arguments[0..@intCast(count)]) catch null;
+    const count = capi.positional_count(flagged);
+    const given = arguments.bind(start_signature, values, count, names) catch return null;
+    return start(handles.of(callable).call, given[0].?, given[1].?, given[2]) catch null;
 }
 
-fn start(object: ?*Object, arguments: []const *Object) capi.Error!*Object {
-    if (arguments.len < 2 or arguments.len > 3) return capi.raise(
-        capi.PyExc_TypeError,
-        "start_response takes status, headers and, at most, exc_info",
-    );
-    const list = try field_list(arguments[1]);
+fn start(
+    call: *Call,
+    status: *Object,
+    headers: *Object,
+    given_exc_info: ?*Object,
+) capi.Error!*Object {
+    const list = try field_list(headers);
     defer capi.drop(list);
     // Only now: making the list may have outlasted the request.
-    const crew = try crew_of(object);
+    const crew = try crew_of(call);
     const reply = &crew.reply;
-    const exc_info: ?*Object = if (arguments.len == 3 and !capi.is_none(arguments[2]))
-        arguments[2]
-    else
-        null;
+    const exc_info = if (given_exc_info) |info| (if (capi.is_none(info)) null else info) else null;
     if (exc_info) |info| {
         const is_late = reply.progress.head_sent;
         try check_exc_info(info, is_late);
@@ -187,9 +75,9 @@ fn start(object: ?*Object, arguments: []const *Object) capi.Error!*Object {
         capi.PyExc_AssertionError,
         "start_response was called a second time without exc_info (PEP 3333)",
     );
-    try set_head(reply, arguments[0], list);
+    try set_head(reply, status, list);
     crew.server.note_dropped(&reply.head);
-    return capi.new(of(object).write.?);
+    return capi.new(call.object(.write));
 }
 
 /// Only an exception can be raised: CPython does not ask, and ends the process with anything else.
@@ -227,7 +115,8 @@ fn field_list(headers: *Object) capi.Error!*Object {
     return capi.owned(capi.PySequence_List(headers));
 }
 
-/// Nothing from here on runs code of the application.
+/// Until the whole head is there the response has none, so that a refused one needs no undoing:
+/// by then the reply may be another request's.
 fn set_head(reply: *Reply, status: *Object, list: *Object) capi.Error!void {
     if (reply.progress.head_sent) return capi.raise(
         capi.PyExc_AssertionError,
@@ -235,16 +124,18 @@ fn set_head(reply: *Reply, status: *Object, list: *Object) capi.Error!void {
     );
     const text = try native_string(status, "the status is not a str");
     defer text.deinit();
-    errdefer reply.progress.started = false;
-    reply.start(text.text) catch |err| return raise_field_error(err, "", text.text);
+    reply.prepare(text.text) catch |err| return raise_field_error(err, "", text.text);
+    try add_all(&reply.head, list);
     reply.progress.is_superseded = reply.exchange.record.body_error != null;
-    return add_all(&reply.head, list);
+    reply.progress.started = true;
 }
 
+/// Runs Python code only where it raises. The list may be changed then, and what it held be freed.
 fn add_all(head: *core.response_head.ResponseHead, list: *Object) capi.Error!void {
     var index: capi.ssize = 0;
     while (index < capi.PyList_Size(list)) : (index += 1) {
-        const pair = capi.PyList_GetItem(list, index) orelse return error.Raised;
+        const pair = capi.new(capi.PyList_GetItem(list, index) orelse return error.Raised);
+        defer capi.drop(pair);
         if (!capi.is_tuple(pair) or capi.PyTuple_Size(pair) != 2) return capi.raise(
             capi.PyExc_TypeError,
             "each response field is a tuple of name and value (PEP 3333)",
@@ -265,7 +156,7 @@ fn add_all(head: *core.response_head.ResponseHead, list: *Object) capi.Error!voi
     }
 }
 
-/// Runs no code of the application's, not even for the message.
+/// Runs Python code only where it raises, and asks the object for nothing then.
 fn field_value(name: []const u8, object: *Object) capi.Error!capi.Latin1 {
     var storage: [100]u8 = undefined;
     const shown = std.fmt.bufPrintZ(&storage, "{s}", .{name[0..@min(name.len, 80)]}) catch "";
@@ -319,14 +210,26 @@ fn raise_head_error(err: core.response_head.Error) capi.Error {
 
 // ---- write -------------------------------------------------------------------------------------
 
-fn write(object: ?*Object, data: ?*Object) callconv(.c) ?*Object {
-    write_once(object, data.?) catch return null;
+const write_signature: arguments.Signature = .{
+    .function = "write",
+    .parameters = &.{"data"},
+    .required = 1,
+};
+
+fn write(
+    callable: *Object,
+    values: [*]const *Object,
+    flagged: usize,
+    names: ?*Object,
+) callconv(.c) ?*Object {
+    const count = capi.positional_count(flagged);
+    const given = arguments.bind(write_signature, values, count, names) catch return null;
+    write_once(handles.of(callable).call, given[0].?) catch return null;
     return capi.none();
 }
 
-fn write_once(object: ?*Object, data: *Object) capi.Error!void {
-    const crew = try crew_of(object);
-    const call = of(object);
+fn write_once(call: *Call, data: *Object) capi.Error!void {
+    const crew = try crew_of(call);
     if (core.forks.is_child()) return raise_in_child();
     if (!capi.is_bytes(data)) return capi.raise(
         capi.PyExc_TypeError,
@@ -347,8 +250,10 @@ fn write_once(object: ?*Object, data: *Object) capi.Error!void {
     const bytes = capi.bytes_of(data);
     if (bytes.len == 0) return;
     call.busy = true;
-    defer call.busy = false;
-    crew.reply.write(bytes, null) catch |err| return raise_write_error(err);
+    const result = crew.reply.write(bytes, null);
+    // Before anything is raised, which may take as long as a finalizer does.
+    call.busy = false;
+    result catch |err| return raise_write_error(err);
 }
 
 fn raise_write_error(err: core.reply.WriteError) capi.Error {
@@ -371,120 +276,111 @@ fn raise_write_error(err: core.reply.WriteError) capi.Error {
 
 // ---- Callables in the environ ------------------------------------------------------------------
 
-/// `environ["wsgi.early_hints"](fields)`: 103 (Early Hints), as gunicorn's. Nothing happens where
+const hints_signature: arguments.Signature = .{
+    .function = "early_hints",
+    .parameters = &.{"headers"},
+    .required = 1,
+};
+
+/// `environ["wsgi.early_hints"](headers)`: 103 (Early Hints), as gunicorn's. Nothing happens where
 /// the client could not understand it.
-fn early_hints(object: ?*Object, fields: ?*Object) callconv(.c) ?*Object {
-    send_early_hints(object, fields.?) catch return null;
+fn early_hints(
+    callable: *Object,
+    values: [*]const *Object,
+    flagged: usize,
+    names: ?*Object,
+) callconv(.c) ?*Object {
+    const count = capi.positional_count(flagged);
+    const given = arguments.bind(hints_signature, values, count, names) catch return null;
+    send_early_hints(handles.of(callable).call, given[0].?) catch return null;
     return capi.none();
 }
 
-fn send_early_hints(object: ?*Object, fields: *Object) capi.Error!void {
-    const list = try field_list(fields);
+fn send_early_hints(call: *Call, headers: *Object) capi.Error!void {
+    const list = try field_list(headers);
     defer capi.drop(list);
     // Only now: making the list may have outlasted the request.
-    const crew = try crew_of(object);
+    const crew = try crew_of(call);
     const reply = &crew.reply;
-    const call = of(object);
     if (core.forks.is_child() or !reply.takes_interim() or call.busy) return;
     reply.interim.begin_early_hints() catch |err| return raise_head_error(err);
     try add_all(&reply.interim, list);
     call.busy = true;
-    defer call.busy = false;
-    reply.send_early_hints() catch |err| return raise_write_error(err);
+    const result = reply.send_early_hints();
+    call.busy = false;
+    result catch |err| return raise_write_error(err);
 }
 
+const disconnected_signature: arguments.Signature = .{
+    .function = "client_disconnected",
+    .parameters = &.{},
+    .required = 0,
+};
+
 /// `environ["serve_zig.client_disconnected"]()`: whether nobody waits for the answer any more.
-fn client_disconnected(object: ?*Object, _: ?*Object) callconv(.c) ?*Object {
+fn client_disconnected(
+    callable: *Object,
+    values: [*]const *Object,
+    flagged: usize,
+    names: ?*Object,
+) callconv(.c) ?*Object {
+    const count = capi.positional_count(flagged);
+    _ = arguments.bind(disconnected_signature, values, count, names) catch return null;
     if (core.forks.is_child()) return capi.boolean(true);
-    const crew = of(object).crew orelse return capi.boolean(!of(object).is_parked);
+    const call = handles.of(callable).call;
+    const crew = call.crew orelse return capi.boolean(!call.is_parked);
     const has_answer = crew.server.limits_calls() and crew.call.is_taken();
     return capi.boolean(has_answer or crew.reply.progress.broken or
         crew.connection.client_has_gone());
 }
 
+const any_thread_signature: arguments.Signature = .{
+    .function = "any_thread",
+    .parameters = &.{},
+    .required = 0,
+};
+
 /// `environ["serve_zig.any_thread"]()`: the response uses nothing that belongs to a thread, and may
 /// go on in any of them when it has been parked or suspended.
-fn any_thread(object: ?*Object, _: ?*Object) callconv(.c) ?*Object {
-    const crew = crew_of(object) catch return null;
+fn any_thread(
+    callable: *Object,
+    values: [*]const *Object,
+    flagged: usize,
+    names: ?*Object,
+) callconv(.c) ?*Object {
+    const count = capi.positional_count(flagged);
+    _ = arguments.bind(any_thread_signature, values, count, names) catch return null;
+    const crew = crew_of(handles.of(callable).call) catch return null;
     crew.reply.progress.any_thread = true;
     return capi.none();
 }
 
-const any_thread_definition = capi.plain_method(
-    "any_thread",
-    any_thread,
-    "any_thread(): lets the response go on in any thread when it was parked or suspended",
-);
-
-const hints_definition = capi.one_method(
-    "early_hints",
-    early_hints,
-    "early_hints(fields): sends 103 (Early Hints) with these fields (RFC 8297)",
-);
-
-const disconnected_definition = capi.plain_method(
-    "client_disconnected",
-    client_disconnected,
-    "client_disconnected() -> whether the client has gone",
-);
-
-const start_definition = capi.fast_method(
-    "start_response",
-    start_response,
-    "start_response(status, headers[, exc_info]) -> write (PEP 3333)",
-);
-
-const write_definition = capi.one_method(
-    "write",
-    write,
-    "write(bytes): sends a piece of the response body (PEP 3333)",
-);
-
-fn is_true(object: *Object) callconv(.c) c_int {
-    return @intFromBool(of(object).timed_out);
-}
-
-// What an application does with `x-wsgiorg.fdevent.timeout` beside asking whether it is true. The
-// key's value is this object and not True or False, so that copies of the environ, such as
-// middleware makes, tell of each wait as well.
-
-fn truth(object: *Object) *Object {
-    return capi.boolean(of(object).timed_out);
-}
-
-fn as_index(object: *Object) callconv(.c) ?*Object {
-    return capi.PyLong_FromLongLong(@intFromBool(of(object).timed_out));
-}
-
-fn repr(object: *Object) callconv(.c) ?*Object {
-    const value = truth(object);
-    defer capi.drop(value);
-    return capi.PyObject_Repr(value);
-}
-
-fn compare(object: *Object, other: *Object, operation: c_int) callconv(.c) ?*Object {
-    const value = truth(object);
-    defer capi.drop(value);
-    return capi.PyObject_RichCompare(value, other, operation);
-}
-
-fn dealloc(object: *Object) callconv(.c) void {
-    capi.deallocate(object);
-}
-
-const slots = [_]capi.Slot{
-    capi.slot(capi.tp_dealloc, @ptrCast(&dealloc)),
-    capi.slot(capi.nb_bool, @ptrCast(&is_true)),
-    capi.slot(capi.nb_index, @ptrCast(&as_index)),
-    capi.slot(capi.tp_repr, @ptrCast(&repr)),
-    capi.slot(capi.tp_richcompare, @ptrCast(&compare)),
-    capi.slot(capi.tp_doc, "One call of the application; true after a wait that timed out"),
-    capi.slot_end,
+pub const any_thread_function: handles.Function = .{
+    .name = "any_thread",
+    .doc = "any_thread(): lets the response go on in any thread when it was parked or suspended",
+    .vectorcall = any_thread,
 };
 
-const spec: capi.Spec = .{
-    .name = "serve_zig._core.Call",
-    .basicsize = @sizeOf(Call),
-    .flags = capi.type_no_instances,
-    .slots = &slots,
+pub const start_function: handles.Function = .{
+    .name = "start_response",
+    .doc = "start_response(status, headers, exc_info=None) -> write (PEP 3333)",
+    .vectorcall = start_response,
+};
+
+pub const write_function: handles.Function = .{
+    .name = "write",
+    .doc = "write(data): sends a piece of the response body, which is bytes (PEP 3333)",
+    .vectorcall = write,
+};
+
+pub const hints_function: handles.Function = .{
+    .name = "early_hints",
+    .doc = "early_hints(headers): sends 103 (Early Hints) with these fields (RFC 8297)",
+    .vectorcall = early_hints,
+};
+
+pub const disconnected_function: handles.Function = .{
+    .name = "client_disconnected",
+    .doc = "client_disconnected() -> whether the client has gone",
+    .vectorcall = client_disconnected,
 };

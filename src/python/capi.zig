@@ -5,6 +5,8 @@
 //! each comment whether they are borrowed or owned ("new"); all calls need the GIL but those that
 //! take it. The only file with `extern` declarations of Python.
 
+const std = @import("std");
+
 pub const ssize = isize;
 
 /// A PyObject. Its two fields have been at these places in every version of the stable ABI.
@@ -48,14 +50,25 @@ pub inline fn drop_maybe(object: ?*Object) void {
     if (object) |o| drop(o);
 }
 
-/// How many references there are.
-pub inline fn holders_of(object: *const Object) usize {
-    return @bitCast(object.refcount);
+/// The same where the tp_dealloc is known.
+pub inline fn drop_known(object: *Object, comptime dealloc: fn (*Object) callconv(.c) void) void {
+    object.refcount -%= 1;
+    if (object.refcount == 0) dealloc(object);
 }
 
-/// The count that CPython keeps; for telling whether anybody else holds an object of ours.
-pub inline fn is_shared(object: *const Object) bool {
-    return object.refcount != 1;
+/// For references that are there and not counted.
+pub inline fn uncount(object: *Object, references: ssize) void {
+    object.refcount -%= references;
+}
+
+pub inline fn recount(object: *Object, references: ssize) void {
+    object.refcount +%= references;
+}
+
+/// Makes a live object of memory that is set up for one, with one reference: what PyObject_Init
+/// does. The object does not count as an instance of its type, which has to be immortal.
+pub inline fn revive(object: *Object) void {
+    object.refcount = 1;
 }
 
 pub inline fn owned(object: ?*Object) Error!*Object {
@@ -137,14 +150,16 @@ pub const Latin1 = struct {
     text: []const u8,
     temporary: ?*Object,
 
+    /// The caller holds a reference of its own to the `str`. Python code may run only where this
+    /// raises: making an exception may run the collector, and that finalizers.
     pub fn of(object: *Object) Error!Latin1 {
         var size: ssize = 0;
-        if (PyUnicode_AsUTF8AndSize(object, &size)) |pointer| {
-            // As many bytes of UTF-8 as characters: it is ASCII.
-            if (PyUnicode_GetLength(object) == size) {
-                return .{ .text = pointer[0..@intCast(size)], .temporary = null };
-            }
-        } else PyErr_Clear(); // a lone surrogate; Latin-1 will refuse it too
+        // A lone surrogate, which UTF-8 refuses as Latin-1 does.
+        const pointer = PyUnicode_AsUTF8AndSize(object, &size) orelse return error.Raised;
+        // As many bytes of UTF-8 as characters: it is ASCII.
+        if (PyUnicode_GetLength(object) == size) {
+            return .{ .text = pointer[0..@intCast(size)], .temporary = null };
+        }
         const encoded = try owned(PyUnicode_AsLatin1String(object));
         return .{ .text = bytes_of(encoded), .temporary = encoded };
     }
@@ -208,9 +223,24 @@ pub fn take_exception() ?*Object {
 
 // ---- Types and methods of our own --------------------------------------------------------------
 
-pub const FastFunction = *const fn (?*Object, [*]const *Object, ssize) callconv(.c) ?*Object;
 pub const PlainFunction = *const fn (?*Object, ?*Object) callconv(.c) ?*Object;
 
+/// What `tp_vectorcall_offset` leads to; the count has a flag in its highest bit.
+pub const Vectorcall = *const fn (*Object, [*]const *Object, usize, ?*Object) callconv(.c) ?*Object;
+/// Of a method of METH_FASTCALL and METH_KEYWORDS.
+pub const NamedFunction = *const fn (
+    ?*Object,
+    [*]const *Object,
+    ssize,
+    ?*Object,
+) callconv(.c) ?*Object;
+
+/// The number of positional arguments of a vectorcall (PEP 590).
+pub inline fn positional_count(flagged: usize) usize {
+    return flagged & (std.math.maxInt(usize) >> 1);
+}
+
+pub const method_keywords: c_int = 0x0002;
 pub const method_noargs: c_int = 0x0004;
 pub const method_o: c_int = 0x0008;
 pub const method_fastcall: c_int = 0x0080;
@@ -222,8 +252,10 @@ pub const MethodDef = extern struct {
     doc: ?[*:0]const u8 = null,
 };
 
-pub fn fast_method(name: [*:0]const u8, function: FastFunction, doc: [*:0]const u8) MethodDef {
-    return .{ .name = name, .function = @ptrCast(function), .flags = method_fastcall, .doc = doc };
+/// Takes arguments by name too; see `arguments.bind`.
+pub fn named_method(name: [*:0]const u8, function: NamedFunction, doc: [*:0]const u8) MethodDef {
+    const flags = method_fastcall | method_keywords;
+    return .{ .name = name, .function = @ptrCast(function), .flags = flags, .doc = doc };
 }
 
 pub fn plain_method(name: [*:0]const u8, function: PlainFunction, doc: [*:0]const u8) MethodDef {
@@ -248,8 +280,11 @@ pub const tp_call: c_int = 50;
 pub const tp_clear: c_int = 51;
 pub const tp_dealloc: c_int = 52;
 pub const tp_doc: c_int = 56;
+pub const tp_getset: c_int = 73;
+pub const tp_hash: c_int = 59;
 pub const tp_iter: c_int = 62;
 pub const tp_iternext: c_int = 63;
+pub const tp_members: c_int = 72;
 pub const tp_methods: c_int = 64;
 pub const tp_new: c_int = 65;
 pub const tp_repr: c_int = 66;
@@ -266,6 +301,10 @@ pub const Spec = extern struct {
 
 pub const type_default: c_uint = 0;
 pub const type_no_instances: c_uint = 1 << 7;
+/// One application shall not change what the next one, or the next request, is given.
+pub const type_immutable: c_uint = 1 << 8;
+/// In the stable ABI since 3.12, in every version since 3.9 under this number.
+pub const type_has_vectorcall: c_uint = 1 << 11;
 /// The garbage collector knows its instances: they hold what may hold them.
 pub const type_collected: c_uint = 1 << 14;
 
@@ -274,6 +313,51 @@ const flag_tuple_subclass: c_ulong = 1 << 26;
 const flag_bytes_subclass: c_ulong = 1 << 27;
 const flag_unicode_subclass: c_ulong = 1 << 28;
 const flag_exception_subclass: c_ulong = 1 << 30;
+
+/// Where instances have what CPython looks for, as `PyType_FromSpec` is told of it.
+pub const Member = extern struct {
+    name: ?[*:0]const u8 = null,
+    kind: c_int = 0,
+    offset: ssize = 0,
+    flags: c_int = 0,
+    doc: ?[*:0]const u8 = null,
+
+    pub fn offset_of(comptime name: [*:0]const u8, offset: usize) Member {
+        const pyssize_t = 19;
+        const readonly = 1;
+        return .{ .name = name, .kind = pyssize_t, .offset = @intCast(offset), .flags = readonly };
+    }
+};
+
+pub fn weak_references_at(comptime offset: usize) [2]Member {
+    return .{ .offset_of("__weaklistoffset__", offset), .{} };
+}
+
+pub const Attribute = extern struct {
+    name: ?[*:0]const u8 = null,
+    get: ?*const fn (*Object, ?*anyopaque) callconv(.c) ?*Object = null,
+    set: ?*const anyopaque = null,
+    doc: ?[*:0]const u8 = null,
+    closure: ?*anyopaque = null,
+};
+
+/// A copy of a function is the function, deep or not.
+pub const copied_as_itself = [_]MethodDef{
+    plain_method("__copy__", copy_itself, "The object itself"),
+    one_method("__deepcopy__", copy_itself, "The object itself"),
+};
+
+fn copy_itself(object: ?*Object, _: ?*Object) callconv(.c) ?*Object {
+    return new(object.?);
+}
+
+/// `__reduce__` of objects that belong to one request of one process: neither pickled nor copied.
+pub const not_pickled = plain_method("__reduce__", refuse_to_pickle, "Raises TypeError");
+
+fn refuse_to_pickle(object: ?*Object, _: ?*Object) callconv(.c) ?*Object {
+    const kind: *Object = @ptrCast(@alignCast(object.?.type));
+    return PyErr_Format(PyExc_TypeError, "cannot pickle or copy an instance of %R", kind);
+}
 
 /// A new instance of a type made by `PyType_FromSpec`, its own fields zeroed.
 pub inline fn allocate(comptime T: type, kind: *Type) Error!*T {
@@ -320,6 +404,8 @@ pub extern fn PyUnicode_InternFromString([*:0]const u8) ?*Object;
 pub extern fn PyUnicode_AsUTF8AndSize(*Object, *ssize) ?[*]const u8;
 pub extern fn PyUnicode_AsLatin1String(*Object) ?*Object;
 pub extern fn PyUnicode_GetLength(*Object) ssize;
+pub extern fn PyUnicode_FromFormat([*:0]const u8, ...) ?*Object;
+pub extern fn PyUnicode_CompareWithASCIIString(*Object, [*:0]const u8) c_int;
 pub extern fn PyUnicode_Join(*Object, *Object) ?*Object;
 pub extern fn PyBytes_FromStringAndSize(?[*]const u8, ssize) ?*Object;
 pub extern fn PyBytes_AsStringAndSize(*Object, *[*]u8, *ssize) c_int;
@@ -330,6 +416,13 @@ pub extern fn PyLong_FromLongLong(c_longlong) ?*Object;
 pub extern fn PyLong_AsLongLong(*Object) c_longlong;
 pub extern fn PyLong_AsSsize_t(*Object) ssize;
 pub extern fn PyNumber_Index(*Object) ?*Object;
+pub extern fn PyArg_ParseTupleAndKeywords(
+    *Object,
+    ?*Object,
+    [*:0]const u8,
+    [*:null]const ?[*:0]const u8,
+    ...,
+) c_int;
 pub extern fn PyTuple_New(ssize) ?*Object;
 pub extern fn PyTuple_SetItem(*Object, ssize, *Object) c_int;
 pub extern fn PyTuple_Size(*Object) ssize;
@@ -346,9 +439,11 @@ pub extern fn PyDict_SetItemString(*Object, [*:0]const u8, *Object) c_int;
 pub extern fn PyDict_DelItem(*Object, *Object) c_int;
 pub extern fn PyDict_GetItemWithError(*Object, *Object) ?*Object;
 pub extern fn PyDict_Next(*Object, *ssize, **Object, **Object) c_int;
+pub extern fn PyDict_Size(*Object) ssize;
 pub extern fn PyDict_GetItemString(*Object, [*:0]const u8) ?*Object;
 pub extern fn PyObject_GetAttr(*Object, *Object) ?*Object;
 pub extern fn PyObject_GetAttrString(*Object, [*:0]const u8) ?*Object;
+pub extern fn PyObject_Call(*Object, *Object, ?*Object) ?*Object;
 pub extern fn PyObject_CallNoArgs(*Object) ?*Object;
 pub extern fn PyObject_CallFunctionObjArgs(*Object, ...) ?*Object;
 pub extern fn PyObject_CallMethodObjArgs(*Object, *Object, ...) ?*Object;
@@ -357,6 +452,8 @@ pub extern fn PyObject_GetIter(*Object) ?*Object;
 pub extern fn PyObject_IsTrue(*Object) c_int;
 pub extern fn PyObject_Size(*Object) ssize;
 pub extern fn PyObject_Repr(*Object) ?*Object;
+pub extern fn PyObject_Hash(*Object) ssize;
+pub extern fn PyObject_ClearWeakRefs(*Object) void;
 pub extern fn PyObject_RichCompare(*Object, *Object, operation: c_int) ?*Object;
 pub extern fn PyIter_Next(*Object) ?*Object;
 pub extern fn PyImport_ImportModule([*:0]const u8) ?*Object;
@@ -371,8 +468,11 @@ pub extern fn PyType_GetName(*Type) ?*Object;
 pub extern fn PyType_GetFlags(*Type) c_ulong;
 pub extern fn PyType_GetSlot(*Type, c_int) ?*anyopaque;
 pub extern fn PyObject_GC_UnTrack(*Object) void;
+pub extern fn PyObject_GC_Track(*Object) void;
+pub extern fn PyObject_GC_IsTracked(*Object) c_int;
 pub extern fn PyType_GenericAlloc(*Type, ssize) ?*Object;
 pub extern fn PyErr_SetString(*Object, [*:0]const u8) void;
+/// Returns null.
 pub extern fn PyErr_Format(*Object, [*:0]const u8, ...) ?*Object;
 pub extern fn PyErr_Occurred() ?*Object;
 pub extern fn PyErr_ExceptionMatches(*Object) c_int;

@@ -9,12 +9,13 @@ const std = @import("std");
 const core = @import("core");
 const capi = @import("capi.zig");
 const names_module = @import("names.zig");
-const call_module = @import("call.zig");
+const handles = @import("handles.zig");
 const input_stream = @import("input_stream.zig");
 const fields = core.fields;
 const Object = capi.Object;
 const Crew = core.server.Crew;
 const Names = names_module.Names;
+const Keys = names_module.Keys;
 const Exchange = core.exchange.Exchange;
 const Connection = core.connection.Connection;
 const Claims = core.forwarded.Claims;
@@ -86,7 +87,37 @@ const FieldKeys = [fields.count]?*Object;
 /// fields, so these are shown only where they may be believed.
 const Sender = enum { stranger, proxy, proxy_that_names_host };
 
-/// What a worker's next environ is copied from.
+/// What each request has of its own, in the order of their keys.
+const GivenObjects = [8]*Object;
+
+fn given_keys(keys: *const Keys) GivenObjects {
+    return .{
+        keys.@"wsgi.input",
+        keys.@"wsgi.early_hints",
+        keys.@"serve_zig.client_disconnected",
+        keys.@"serve_zig.any_thread",
+        keys.@"x-wsgiorg.suspend",
+        keys.@"x-wsgiorg.fdevent.readable",
+        keys.@"x-wsgiorg.fdevent.writable",
+        keys.@"x-wsgiorg.fdevent.timeout",
+    };
+}
+
+fn given_objects(call: *handles.Call) GivenObjects {
+    return .{
+        &call.input.head,
+        call.object(.early_hints),
+        call.object(.client_disconnected),
+        call.object(.any_thread),
+        call.object(.@"suspend"),
+        call.object(.readable),
+        call.object(.writable),
+        call.object(.timeout),
+    };
+}
+
+/// What a worker's next environ is copied from. No other code sees the dict: the collector, which
+/// could show it, does not know of it.
 pub const Template = struct {
     dict: *Object,
     /// The listener's, borrowed.
@@ -99,8 +130,37 @@ pub const Template = struct {
     /// The fields that the dict has.
     present: std.StaticBitSet(fields.count) = .initEmpty(),
 
-    pub fn drop(self: Template) void {
+    /// The call whose objects are in the dict, as the memory of the next one's. These references
+    /// are not counted, since the server alone sees the dict: objects end when the request's own
+    /// references do, and begin with the next request at the same place. So a copy of the dict has
+    /// the new objects without that each of them is set, which costs a tenth of a small request.
+    call: ?*handles.Call = null,
+
+    /// Has the dict refer to the objects of this call, which are alive. After an error, which
+    /// replacing a value does not have, the template must be left as it is, for ever.
+    pub fn refer_to(self: *Template, keys: *const Keys, call: *handles.Call) capi.Error!void {
+        if (self.call == call) return;
+        try self.replace(keys, given_objects(call));
+        for (given_objects(call)) |object| capi.uncount(object, 1);
+        call.retain();
+        if (self.call) |last| last.release();
+        self.call = call;
+    }
+
+    pub fn drop(self: *Template, keys: *const Keys) void {
+        self.replace(keys, @splat(&capi._Py_NoneStruct)) catch return;
+        if (self.call) |last| last.release();
         capi.drop(self.dict);
+    }
+
+    fn replace(self: *Template, keys: *const Keys, by: GivenObjects) capi.Error!void {
+        const before: ?GivenObjects = if (self.call) |call| given_objects(call) else null;
+        for (given_keys(keys), by, 0..) |key, object, index| {
+            // The dict drops a reference that was not counted, of an object that may have none.
+            if (before) |last| capi.recount(last[index], 2);
+            try capi.checked(capi.PyDict_SetItem(self.dict, key, object));
+            if (before) |last| capi.uncount(last[index], 1);
+        }
     }
 
     /// Sets a key unless it has this very value; the value's reference is used up.
@@ -192,33 +252,15 @@ pub const Environs = struct {
     }
 
     /// A template for a worker's requests at a listener.
-    pub fn create_template(
-        self: *const Environs,
-        listener: usize,
-        handles: *const call_module.Handles,
-    ) capi.Error!Template {
-        const keys = &self.names.keys;
+    pub fn create_template(self: *const Environs, listener: usize) capi.Error!Template {
         const dict = try capi.owned(capi.PyDict_Copy(self.bases[listener]));
-        errdefer capi.drop(dict);
-        const gone = handles.client_disconnected;
-        try put(dict, keys.@"wsgi.early_hints", capi.new(handles.early_hints));
-        try put(dict, keys.@"serve_zig.client_disconnected", capi.new(gone));
-        try put(dict, keys.@"serve_zig.any_thread", capi.new(handles.any_thread));
-        try put(dict, keys.@"x-wsgiorg.suspend", capi.new(handles.suspend_response));
-        try put(dict, keys.@"x-wsgiorg.fdevent.readable", capi.new(handles.readable));
-        try put(dict, keys.@"x-wsgiorg.fdevent.writable", capi.new(handles.writable));
-        try put(dict, keys.@"x-wsgiorg.fdevent.timeout", capi.new(&handles.call.head));
+        capi.PyObject_GC_UnTrack(dict);
         return .{ .dict = dict, .base = self.bases[listener] };
     }
 
-    /// A new dict for the worker's request. `input` is the request's body stream, if it has one.
+    /// A new dict for the worker's request, to whose objects the template refers.
     /// After an error the template is of no use any more.
-    pub fn build(
-        self: *Environs,
-        crew: *Crew,
-        template: *Template,
-        input: ?*input_stream.InputStream,
-    ) capi.Error!*Object {
+    pub fn build(self: *Environs, crew: *Crew, template: *Template) capi.Error!*Object {
         const keys = &self.names.keys;
         try self.set_request_line(template, crew.exchange);
         const claims: ?*const Claims = if (crew.exchange.claims) |*claims| claims else null;
@@ -236,12 +278,13 @@ pub const Environs = struct {
 
         const environ = try capi.owned(capi.PyDict_Copy(template.dict));
         errdefer capi.drop(environ);
+        // A copy is tracked if its original is.
+        if (capi.PyObject_GC_IsTracked(environ) == 0) capi.PyObject_GC_Track(environ);
         if (longer) try self.put_other_fields(environ, crew, sender);
         if (crew.exchange.head.framing == .chunked) {
             const trailers = try input_stream.create_trailers(&crew.exchange.body);
             try put(environ, keys.@"serve_zig.trailers", trailers);
         }
-        if (input) |stream| try put(environ, keys.@"wsgi.input", capi.new(&stream.head));
         const id = try capi.latin1(crew.exchange.request_id());
         try put(environ, keys.@"serve_zig.request_id", id);
         const queued: f64 = @floatFromInt(crew.exchange.record.waited_ns());

@@ -12,8 +12,11 @@ const default_block_bytes = 64 * 1024;
 
 pub const FileWrapper = extern struct {
     head: Object,
+    weak_references: ?*Object,
     filelike: ?*Object,
     block: ?*Object,
+    /// In the list of those whose turn to be freed comes later.
+    next: ?*FileWrapper,
 };
 
 var type_object: ?*capi.Type = null;
@@ -49,7 +52,9 @@ pub fn is_wrapper(object: *const Object) bool {
 /// What is left of the regular file that the wrapper's blocks would come from, with a descriptor of
 /// its own; null where only its `read` can tell what it gives. Never raises.
 pub fn open_regular(wrapper: *Object) ?core.file_part.FilePart {
-    return find_regular(of(wrapper).filelike.?) catch {
+    const filelike = capi.new(of(wrapper).filelike.?);
+    defer capi.drop(filelike);
+    return find_regular(filelike) catch {
         // Reading will say what is wrong with the file, if anything is.
         capi.PyErr_Clear();
         return null;
@@ -136,24 +141,26 @@ fn of(object: *Object) *FileWrapper {
     return @ptrCast(@alignCast(object));
 }
 
-fn create(kind: *capi.Type, arguments: *Object, _: ?*Object) callconv(.c) ?*Object {
-    const count = capi.PyTuple_Size(arguments);
-    if (count < 1 or count > 2) {
-        capi.PyErr_SetString(capi.PyExc_TypeError, "file_wrapper takes a file and a block size");
-        return null;
-    }
+/// The parameters' names are those of wsgiref.
+const parameters = [_:null]?[*:0]const u8{ "filelike", "blksize" };
+
+fn create(kind: *capi.Type, arguments: *Object, named: ?*Object) callconv(.c) ?*Object {
+    var filelike: ?*Object = null;
+    var block: ?*Object = null;
+    const format = "O|O:file_wrapper";
+    const names: [*:null]const ?[*:0]const u8 = &parameters;
+    const parsed =
+        capi.PyArg_ParseTupleAndKeywords(arguments, named, format, names, &filelike, &block);
+    if (parsed == 0) return null;
     const self = capi.allocate(FileWrapper, kind) catch return null;
-    const filelike = capi.PyTuple_GetItem(arguments, 0) orelse return null;
-    self.filelike = capi.new(filelike);
-    self.block = if (count == 2)
-        capi.new(capi.PyTuple_GetItem(arguments, 1) orelse return null)
+    self.filelike = capi.new(filelike.?);
+    self.block = if (block) |given|
+        capi.new(given)
     else
         capi.PyLong_FromLongLong(default_block_bytes);
-    if (self.block == null) {
-        capi.drop(&self.head);
-        return null;
-    }
-    return &self.head;
+    if (self.block != null) return &self.head;
+    capi.drop(&self.head);
+    return null;
 }
 
 fn traverse(object: *Object, visit: capi.Visit, argument: ?*anyopaque) callconv(.c) c_int {
@@ -178,12 +185,36 @@ fn clear(object: *Object) callconv(.c) c_int {
     return 0;
 }
 
+/// How deep the deallocation of this thread is in wrappers that hold wrappers, and those that wait
+/// until it has come out: the C stack is not as deep as an application may nest them. CPython's own
+/// containers do the same ("trashcan"), by functions that are not in the stable ABI.
+threadlocal var depth: u32 = 0;
+threadlocal var waiting: ?*FileWrapper = null;
+const depth_max = 50;
+
 fn dealloc(object: *Object) callconv(.c) void {
     capi.PyObject_GC_UnTrack(object);
     const self = of(object);
+    if (self.weak_references != null) capi.PyObject_ClearWeakRefs(object);
+    if (depth == depth_max) {
+        self.next = waiting;
+        waiting = self;
+        return;
+    }
+    depth += 1;
+    free(self);
+    // Only the outermost takes from the list, so that what it frees can go as deep again.
+    if (depth == 1) while (waiting) |one| {
+        waiting = one.next;
+        free(one);
+    };
+    depth -= 1;
+}
+
+fn free(self: *FileWrapper) void {
     capi.drop_maybe(self.filelike);
     capi.drop_maybe(self.block);
-    capi.deallocate(object);
+    capi.deallocate(&self.head);
 }
 
 fn iter(object: *Object) callconv(.c) ?*Object {
@@ -193,9 +224,11 @@ fn iter(object: *Object) callconv(.c) ?*Object {
 fn iternext(object: *Object) callconv(.c) ?*Object {
     const self = of(object);
     const end: ?*Object = null;
-    const file = self.filelike.?;
-    const data = capi.PyObject_CallMethodObjArgs(file, keys.read, self.block.?, end) orelse
-        return null;
+    const file = capi.new(self.filelike.?);
+    defer capi.drop(file);
+    const block = capi.new(self.block.?);
+    defer capi.drop(block);
+    const data = capi.PyObject_CallMethodObjArgs(file, keys.read, block, end) orelse return null;
     // A block that is not bytes goes on, for the server to refuse.
     if (capi.is_bytes(data) and capi.bytes_of(data).len == 0) {
         capi.drop(data);
@@ -205,7 +238,9 @@ fn iternext(object: *Object) callconv(.c) ?*Object {
 }
 
 fn close(object: ?*Object, _: ?*Object) callconv(.c) ?*Object {
-    const method = capi.attribute(of(object.?).filelike.?, keys.close) catch return null;
+    const file = capi.new(of(object.?).filelike.?);
+    defer capi.drop(file);
+    const method = capi.attribute(file, keys.close) catch return null;
     const function = method orelse return capi.none();
     defer capi.drop(function);
     return capi.PyObject_CallNoArgs(function);
@@ -213,8 +248,11 @@ fn close(object: ?*Object, _: ?*Object) callconv(.c) ?*Object {
 
 const methods = [_]capi.MethodDef{
     capi.plain_method("close", close, "Closes the file"),
+    capi.not_pickled,
     .{},
 };
+
+const members = capi.weak_references_at(@offsetOf(FileWrapper, "weak_references"));
 
 const slots = [_]capi.Slot{
     capi.slot(capi.tp_new, @ptrCast(&create)),
@@ -224,13 +262,14 @@ const slots = [_]capi.Slot{
     capi.slot(capi.tp_iter, @ptrCast(&iter)),
     capi.slot(capi.tp_iternext, @ptrCast(&iternext)),
     capi.slot(capi.tp_methods, @ptrCast(&methods)),
-    capi.slot(capi.tp_doc, "file_wrapper(file[, block_size]): iterates over the file's blocks"),
+    capi.slot(capi.tp_members, @ptrCast(&members)),
+    capi.slot(capi.tp_doc, "file_wrapper(filelike, blksize): iterates over blocks of a file"),
     capi.slot_end,
 };
 
 const spec: capi.Spec = .{
     .name = "serve_zig._core.FileWrapper",
     .basicsize = @sizeOf(FileWrapper),
-    .flags = capi.type_collected,
+    .flags = capi.type_collected | capi.type_immutable,
     .slots = &slots,
 };

@@ -1,13 +1,15 @@
 //! `wsgi.input` (PEP 3333, "Input and Error Streams"): the request body as a file to read.
 //!
-//! Owner: the request; `close_for_good` cuts it off when that ends, so that a reference which the
-//! application keeps reads nothing. GIL held; reading a body that the client still sends waits
-//! without it. Another thread of the application may read, also while the response is parked and no
-//! worker has it, but not two at once.
+//! Owner: the request, in whose `Call` it lies; `close_for_good` cuts it off when that ends, so
+//! that a reference which the application keeps reads nothing. GIL held; reading a body that the
+//! client still sends waits without it. Another thread of the application may read, also while the
+//! response is parked and no worker has it, but not two at once.
 
 const std = @import("std");
 const core = @import("core");
 const capi = @import("capi.zig");
+const arguments_module = @import("arguments.zig");
+const handles = @import("handles.zig");
 const Object = capi.Object;
 const Connection = core.connection.Connection;
 const Crew = core.server.Crew;
@@ -15,6 +17,8 @@ const Server = core.server.Server;
 
 pub const InputStream = extern struct {
     head: Object,
+    weak_references: ?*Object,
+    call: *handles.Call,
     server: *Server,
     /// The request's; null when the request is over.
     connection: ?*Connection,
@@ -26,7 +30,7 @@ pub const InputStream = extern struct {
     ahead_used: usize,
     /// A thread is reading.
     busy: bool,
-    /// For requests without a body: always at its end, and one for all, having no state.
+    /// The request has no body: always at its end, after the request too.
     is_empty: bool,
 };
 
@@ -36,22 +40,15 @@ pub fn init_type() capi.Error!void {
     type_object = capi.PyType_FromSpec(&spec) orelse return error.Raised;
 }
 
-/// A new stream of the worker's current request.
-pub fn create(crew: *Crew) capi.Error!*InputStream {
-    const self = try capi.allocate(InputStream, type_object.?);
-    self.server = crew.server;
-    self.connection = crew.connection;
-    self.crew = crew;
-    self.ahead = null;
-    self.ahead_used = 0;
-    self.busy = false;
-    self.is_empty = false;
-    return self;
+/// Sets up the memory of one, for good.
+pub fn prepare(self: *InputStream, call: *handles.Call) void {
+    self.head = .{ .refcount = 0, .type = type_object.? };
+    self.weak_references = null;
+    self.call = call;
 }
 
-/// A new stream that has nothing to read, ever.
-pub fn create_empty() capi.Error!*Object {
-    const self = try capi.allocate(InputStream, type_object.?);
+/// Makes it a new stream, which has nothing to read.
+pub fn reset(self: *InputStream) void {
     self.server = undefined; // asked for nothing
     self.connection = null;
     self.crew = null;
@@ -59,7 +56,14 @@ pub fn create_empty() capi.Error!*Object {
     self.ahead_used = 0;
     self.busy = false;
     self.is_empty = true;
-    return &self.head;
+}
+
+/// There is a body; the worker has it.
+pub fn open(self: *InputStream, crew: *Crew) void {
+    self.server = crew.server;
+    self.connection = crew.connection;
+    self.crew = crew;
+    self.is_empty = false;
 }
 
 /// The request is over. A thread that still reads keeps the request until it has let go.
@@ -81,10 +85,10 @@ fn body_of(self: *const InputStream) ?*core.body.Body {
     return &connection.exchange.?.body;
 }
 
-/// The same, and the server needs it no more.
-pub fn drop(self: *InputStream) void {
+/// The same, and the server's reference ends.
+pub fn finish(self: *InputStream) void {
     close_for_good(self);
-    capi.drop(&self.head);
+    capi.drop_known(&self.head, dealloc);
 }
 
 fn of(object: ?*Object) *InputStream {
@@ -93,8 +97,9 @@ fn of(object: ?*Object) *InputStream {
 
 fn dealloc(object: *Object) callconv(.c) void {
     const self = of(object);
+    if (self.weak_references != null) capi.PyObject_ClearWeakRefs(object);
     capi.drop_maybe(self.ahead);
-    capi.deallocate(object);
+    self.call.release();
 }
 
 // ---- Reading -----------------------------------------------------------------------------------
@@ -162,8 +167,10 @@ fn read_once(self: *InputStream, destination: []u8) capi.Error!usize {
             "request body; read it before the fork",
     );
     self.busy = true;
-    defer self.busy = false;
-    return read_body(self, connection, destination) catch |err| switch (err) {
+    const result = read_body(self, connection, destination);
+    // Before anything is raised, which may take as long as a finalizer does.
+    self.busy = false;
+    return result catch |err| switch (err) {
         error.NotAsked => capi.raise(
             capi.PyExc_RuntimeError,
             "wsgi.input cannot be read while its response is suspended before its first piece: " ++
@@ -331,40 +338,52 @@ fn look_ahead(self: *InputStream) capi.Error!void {
     self.ahead_used = 0;
 }
 
-// ---- Methods, all arguments positional ----------------------------------------------------------
+// ---- Methods -----------------------------------------------------------------------------------
 
 /// The optional size argument: null for none, None or a negative number.
-fn size_argument(arguments: []const *Object) capi.Error!?usize {
-    if (arguments.len > 1) return capi.raise(capi.PyExc_TypeError, "at most one argument");
-    if (arguments.len == 0 or capi.is_none(arguments[0])) return null;
-    const index = try capi.owned(capi.PyNumber_Index(arguments[0]));
+fn size_argument(given: ?*Object) capi.Error!?usize {
+    const object = given orelse return null;
+    if (capi.is_none(object)) return null;
+    const index = try capi.owned(capi.PyNumber_Index(object));
     defer capi.drop(index);
     const size = capi.PyLong_AsSsize_t(index);
     if (size == -1 and capi.PyErr_Occurred() != null) return error.Raised;
     return if (size < 0) null else @intCast(size);
 }
 
-fn read(object: ?*Object, arguments: [*]const *Object, count: capi.ssize) callconv(.c) ?*Object {
-    const size = size_argument(arguments[0..@intCast(count)]) catch return null;
-    return read_bytes(of(object), size) catch null;
-}
+/// A method of one optional size, under the name that io.BufferedIOBase has for it.
+fn sized_method(
+    comptime name: []const u8,
+    comptime parameter: [:0]const u8,
+    comptime function: fn (*InputStream, ?usize) capi.Error!*Object,
+    comptime doc: [*:0]const u8,
+) capi.MethodDef {
+    const signature: arguments_module.Signature = .{
+        .function = name,
+        .parameters = &.{parameter},
+        .required = 0,
+    };
+    const Method = struct {
+        fn call(
+            object: ?*Object,
+            values: [*]const *Object,
+            count: capi.ssize,
+            names: ?*Object,
+        ) callconv(.c) ?*Object {
+            return run(of(object), values, @intCast(count), names) catch null;
+        }
 
-fn readline(
-    object: ?*Object,
-    arguments: [*]const *Object,
-    count: capi.ssize,
-) callconv(.c) ?*Object {
-    const size = size_argument(arguments[0..@intCast(count)]) catch return null;
-    return read_line(of(object), size) catch null;
-}
-
-fn readlines(
-    object: ?*Object,
-    arguments: [*]const *Object,
-    count: capi.ssize,
-) callconv(.c) ?*Object {
-    const hint = size_argument(arguments[0..@intCast(count)]) catch return null;
-    return collect_lines(of(object), hint) catch null;
+        fn run(
+            self: *InputStream,
+            values: [*]const *Object,
+            count: usize,
+            names: ?*Object,
+        ) capi.Error!*Object {
+            const given = try arguments_module.bind(signature, values, count, names);
+            return function(self, try size_argument(given[0]));
+        }
+    };
+    return capi.named_method(name ++ "", Method.call, doc);
 }
 
 /// Lines until their bytes reach the hint, as io.IOBase.readlines counts them.
@@ -404,19 +423,28 @@ fn readable(_: ?*Object, _: ?*Object) callconv(.c) ?*Object {
 }
 
 const methods = [_]capi.MethodDef{
-    capi.fast_method("read", read, "read([size]) -> bytes; all that is left without a size"),
-    capi.fast_method("readline", readline, "readline([size]) -> one line with its LF"),
-    capi.fast_method("readlines", readlines, "readlines([hint]) -> list of lines"),
+    sized_method(
+        "read",
+        "size",
+        read_bytes,
+        "read(size=None) -> bytes; all that is left without a size",
+    ),
+    sized_method("readline", "size", read_line, "readline(size=None) -> one line with its LF"),
+    sized_method("readlines", "hint", collect_lines, "readlines(hint=None) -> list of lines"),
     capi.plain_method("readable", readable, "True"),
     capi.plain_method("close", close, "Does nothing: the stream is the server's"),
+    capi.not_pickled,
     .{},
 };
+
+const members = capi.weak_references_at(@offsetOf(InputStream, "weak_references"));
 
 const slots = [_]capi.Slot{
     capi.slot(capi.tp_dealloc, @ptrCast(&dealloc)),
     capi.slot(capi.tp_iter, @ptrCast(&iter)),
     capi.slot(capi.tp_iternext, @ptrCast(&iternext)),
     capi.slot(capi.tp_methods, @ptrCast(&methods)),
+    capi.slot(capi.tp_members, @ptrCast(&members)),
     capi.slot(capi.tp_doc, "The body of a request (PEP 3333, wsgi.input)"),
     capi.slot_end,
 };
@@ -424,6 +452,6 @@ const slots = [_]capi.Slot{
 const spec: capi.Spec = .{
     .name = "serve_zig._core.InputStream",
     .basicsize = @sizeOf(InputStream),
-    .flags = capi.type_no_instances,
+    .flags = capi.type_no_instances | capi.type_immutable,
     .slots = &slots,
 };

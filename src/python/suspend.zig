@@ -8,17 +8,21 @@
 const std = @import("std");
 const core = @import("core");
 const capi = @import("capi.zig");
+const arguments = @import("arguments.zig");
 const call_module = @import("call.zig");
+const handles = @import("handles.zig");
 const Object = capi.Object;
-const Call = call_module.Call;
+const Call = handles.Call;
 const Server = core.server.Server;
 const Suspension = core.suspension.Suspension;
 
 /// What `suspend` returns.
 const Resume = extern struct {
     head: Object,
+    weak_references: ?*Object,
     server: *Server,
-    suspension: *Suspension,
+    /// A reference; null only before `suspend` has returned this.
+    suspension: ?*Suspension,
 };
 
 var type_object: ?*capi.Type = null;
@@ -33,22 +37,29 @@ fn of(object: *Object) *Resume {
 
 // ---- suspend -----------------------------------------------------------------------------------
 
+const suspend_signature: arguments.Signature = .{
+    .function = "suspend",
+    .parameters = &.{"timeout"},
+    .required = 0,
+};
+
 fn suspend_call(
-    object: ?*Object,
-    arguments: [*]const *Object,
-    count: capi.ssize,
+    callable: *Object,
+    values: [*]const *Object,
+    flagged: usize,
+    names: ?*Object,
 ) callconv(.c) ?*Object {
-    return begin(call_module.of(object), arguments[0..@intCast(count)]) catch null;
+    const count = capi.positional_count(flagged);
+    const given = arguments.bind(suspend_signature, values, count, names) catch return null;
+    return begin(handles.of(callable).call, given[0]) catch null;
 }
 
-fn begin(call: *Call, arguments: []const *Object) capi.Error!*Object {
-    if (arguments.len > 1) return capi.raise(
-        capi.PyExc_TypeError,
-        "suspend takes, at most, a timeout in milliseconds",
-    );
-    const timeout = if (arguments.len == 1) try timeout_ms(arguments[0], 1) else null;
-    const suspension = try arm(call, timeout);
+fn begin(call: *Call, given_timeout: ?*Object) capi.Error!*Object {
+    const timeout = if (given_timeout) |object| try timeout_ms(object, 1) else null;
+    // First, so that no response waits for what its application could not be given.
     const resumer = try capi.allocate(Resume, type_object.?);
+    errdefer capi.drop(&resumer.head);
+    const suspension = try arm(call, timeout);
     resumer.server = call.crew.?.server;
     resumer.suspension = suspension.retain();
     return &resumer.head;
@@ -101,40 +112,49 @@ pub fn take(call: *Call) ?*Suspension {
 // ---- fdevent -----------------------------------------------------------------------------------
 
 fn readable(
-    object: ?*Object,
-    arguments: [*]const *Object,
-    count: capi.ssize,
+    callable: *Object,
+    values: [*]const *Object,
+    flagged: usize,
+    names: ?*Object,
 ) callconv(.c) ?*Object {
-    return watch(object, arguments[0..@intCast(count)], .readable) catch null;
+    const count = capi.positional_count(flagged);
+    const given = arguments.bind(watch_signature("readable"), values, count, names) catch
+        return null;
+    return watch(handles.of(callable).call, given[0].?, given[1], .readable) catch null;
 }
 
 fn writable(
-    object: ?*Object,
-    arguments: [*]const *Object,
-    count: capi.ssize,
+    callable: *Object,
+    values: [*]const *Object,
+    flagged: usize,
+    names: ?*Object,
 ) callconv(.c) ?*Object {
-    return watch(object, arguments[0..@intCast(count)], .writable) catch null;
+    const count = capi.positional_count(flagged);
+    const given = arguments.bind(watch_signature("writable"), values, count, names) catch
+        return null;
+    return watch(handles.of(callable).call, given[0].?, given[1], .writable) catch null;
+}
+
+fn watch_signature(comptime function: []const u8) arguments.Signature {
+    return .{ .function = function, .parameters = &.{ "fd", "timeout" }, .required = 1 };
 }
 
 /// Returns the empty string that has to be yielded.
 fn watch(
-    object: ?*Object,
-    arguments: []const *Object,
+    call: *Call,
+    descriptor: *Object,
+    given_timeout: ?*Object,
     what: core.sys.WaitFor,
 ) capi.Error!*Object {
-    if (arguments.len < 1 or arguments.len > 2) return capi.raise(
-        capi.PyExc_TypeError,
-        "fdevent takes a descriptor and, at most, a timeout in seconds",
-    );
-    const timeout = if (arguments.len == 2) try timeout_ms(arguments[1], 1000) else null;
-    const fd = capi.PyObject_AsFileDescriptor(arguments[0]);
+    const timeout = if (given_timeout) |object| try timeout_ms(object, 1000) else null;
+    const fd = capi.PyObject_AsFileDescriptor(descriptor);
     if (fd < 0) return error.Raised;
     // The application may close its own, or wait for it in another response too.
     const copy = core.sys.duplicate(fd) orelse return capi.raise(
         capi.PyExc_OSError,
         "the descriptor is not open, or the process has no more descriptors",
     );
-    const suspension = arm(call_module.of(object), timeout) catch |err| {
+    const suspension = arm(call, timeout) catch |err| {
         core.sys.close(copy);
         return err;
     };
@@ -145,42 +165,64 @@ fn watch(
 
 // ---- resume ------------------------------------------------------------------------------------
 
-fn call_resume(object: *Object, arguments: *Object, _: ?*Object) callconv(.c) ?*Object {
-    if (capi.PyTuple_Size(arguments) != 0) {
-        capi.PyErr_SetString(capi.PyExc_TypeError, "resume takes no arguments");
+fn call_resume(object: *Object, given: *Object, named: ?*Object) callconv(.c) ?*Object {
+    const is_named = if (named) |dict| capi.PyDict_Size(dict) > 0 else false;
+    if (is_named or capi.PyTuple_Size(given) != 0) {
+        capi.PyErr_SetString(capi.PyExc_TypeError, "resume() takes no arguments");
         return null;
     }
     const self = of(object);
-    self.server.resume_suspended(self.suspension);
+    if (self.suspension) |suspension| self.server.resume_suspended(suspension);
     return capi.none();
 }
 
+fn repr(object: *Object) callconv(.c) ?*Object {
+    return capi.PyUnicode_FromFormat("<serve_zig resume at %p>", object);
+}
+
 fn dealloc(object: *Object) callconv(.c) void {
-    of(object).suspension.release(std.heap.c_allocator);
+    const self = of(object);
+    if (self.weak_references != null) capi.PyObject_ClearWeakRefs(object);
+    if (self.suspension) |suspension| suspension.release(std.heap.c_allocator);
     capi.deallocate(object);
 }
 
-pub const suspend_definition = capi.fast_method(
-    "suspend",
-    suspend_call,
-    "suspend([timeout_ms]) -> resume: parks the response at the next empty string that it yields",
-);
+pub const suspend_function: handles.Function = .{
+    .name = "suspend",
+    .doc = "suspend(timeout=None) -> resume: parks the response at the next empty string that " ++
+        "it yields; timeout in milliseconds",
+    .vectorcall = suspend_call,
+};
 
-pub const readable_definition = capi.fast_method(
-    "readable",
-    readable,
-    "readable(fd[, timeout]) -> b'': parks the response until fd is readable, when yielded",
-);
+pub const readable_function: handles.Function = .{
+    .name = "readable",
+    .doc = "readable(fd, timeout=None) -> b'': parks the response until fd is readable, when " ++
+        "yielded; timeout in seconds",
+    .vectorcall = readable,
+};
 
-pub const writable_definition = capi.fast_method(
-    "writable",
-    writable,
-    "writable(fd[, timeout]) -> b'': parks the response until fd is writable, when yielded",
-);
+pub const writable_function: handles.Function = .{
+    .name = "writable",
+    .doc = "writable(fd, timeout=None) -> b'': parks the response until fd is writable, when " ++
+        "yielded; timeout in seconds",
+    .vectorcall = writable,
+};
+
+const methods = [_]capi.MethodDef{
+    capi.copied_as_itself[0],
+    capi.copied_as_itself[1],
+    capi.not_pickled,
+    .{},
+};
+
+const members = capi.weak_references_at(@offsetOf(Resume, "weak_references"));
 
 const slots = [_]capi.Slot{
     capi.slot(capi.tp_dealloc, @ptrCast(&dealloc)),
     capi.slot(capi.tp_call, @ptrCast(&call_resume)),
+    capi.slot(capi.tp_repr, @ptrCast(&repr)),
+    capi.slot(capi.tp_methods, @ptrCast(&methods)),
+    capi.slot(capi.tp_members, @ptrCast(&members)),
     capi.slot(capi.tp_doc, "resume(): lets the suspended response go on; any thread, once"),
     capi.slot_end,
 };
@@ -188,6 +230,6 @@ const slots = [_]capi.Slot{
 const spec: capi.Spec = .{
     .name = "serve_zig._core.Resume",
     .basicsize = @sizeOf(Resume),
-    .flags = capi.type_no_instances,
+    .flags = capi.type_no_instances | capi.type_immutable,
     .slots = &slots,
 };
