@@ -156,31 +156,50 @@ fn add_all(head: *core.response_head.ResponseHead, list: *Object) capi.Error!voi
     }
 }
 
-/// Runs Python code only where it raises, and asks the object for nothing then.
+/// Runs Python code only where it raises; the caller holds the field meanwhile.
 fn field_value(name: []const u8, object: *Object) capi.Error!capi.Latin1 {
-    var storage: [100]u8 = undefined;
-    const shown = std.fmt.bufPrintZ(&storage, "{s}", .{name[0..@min(name.len, 80)]}) catch "";
-    if (capi.is_string(object)) return capi.Latin1.of(object) catch |err| {
+    if (!capi.is_string(object)) return raise_value_type(name, object);
+    return capi.Latin1.of(object) catch |err| {
         if (capi.PyErr_ExceptionMatches(capi.PyExc_UnicodeError) == 0) return err;
-        capi.PyErr_Clear();
-        _ = capi.PyErr_Format(
-            capi.PyExc_ValueError,
-            "response field %.100s: \"%.100U\" is not Latin-1 (PEP 3333, Unicode Issues); " ++
-                "encode it, for instance as RFC 8187 has it",
-            shown.ptr,
-            object,
-        );
-        return error.Raised;
+        return raise_not_latin1(name, object);
     };
-    const of_type = try capi.owned(capi.PyType_GetName(object.type));
+}
+
+/// In place of the UnicodeError that is set.
+fn raise_not_latin1(name: []const u8, value: *Object) capi.Error {
+    capi.PyErr_Clear();
+    var storage: [shown_name_bytes]u8 = undefined;
+    _ = capi.PyErr_Format(
+        capi.PyExc_ValueError,
+        "response field %s: \"%.100U\" is not Latin-1 (PEP 3333, Unicode Issues); " ++
+            "encode it, for instance as RFC 8187 has it",
+        shown_name(&storage, name).ptr,
+        value,
+    );
+    return error.Raised;
+}
+
+fn raise_value_type(name: []const u8, value: *Object) capi.Error {
+    const of_type = try capi.owned(capi.PyType_GetName(value.type));
     defer capi.drop(of_type);
+    var storage: [shown_name_bytes]u8 = undefined;
     _ = capi.PyErr_Format(
         capi.PyExc_TypeError,
-        "response field %.100s: the value is of type %U; PEP 3333 wants a str",
-        shown.ptr,
+        "response field %s: the value is of type %U; PEP 3333 wants a str",
+        shown_name(&storage, name).ptr,
         of_type,
     );
     return error.Raised;
+}
+
+/// The longest part of a field's name that an error shows, with the zero that ends it.
+const shown_name_bytes = 81;
+
+fn shown_name(storage: *[shown_name_bytes]u8, name: []const u8) [:0]const u8 {
+    const length = @min(name.len, storage.len - 1);
+    @memcpy(storage[0..length], name[0..length]);
+    storage[length] = 0;
+    return storage[0..length :0];
 }
 
 fn native_string(object: *Object, message: [*:0]const u8) capi.Error!capi.Latin1 {
