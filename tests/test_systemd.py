@@ -356,8 +356,10 @@ def activated(
 
 
 def answer(one: socket.socket, path: str = "/") -> int:
-    with Connection(socket.AF_INET, one.getsockname()) as connection:
-        connection.send(get(path))
+    host, port = one.getsockname()
+    with Connection(socket.AF_INET, (host, port)) as connection:
+        # The admin listener answers for its own address alone.
+        connection.send(get(path, f"Host: {host}:{port}"))
         return connection.response().status
 
 
