@@ -15,7 +15,7 @@ import time
 from serve_zig import cgroup, stderr
 from serve_zig.activation import passed_sockets
 from serve_zig.admin import Admin
-from serve_zig.application import load
+from serve_zig.application import check_threads, load
 from serve_zig.application_traceback import describe_exception
 from serve_zig.config import ACCESS_WORDS
 from serve_zig.descriptors import fit_connections
@@ -175,13 +175,16 @@ def serve(config: Config) -> int:
             telemetry.close()
             signals.closing()
     except (StartInterruptedError, LauncherError) as error:
+        # One that comes from here on is too late to be what broke the start off.
+        stops = [*signals.stops]
+        signals.closing()
         log.take_back()
         admin.close()
         # An import that a signal broke off may fail in the application's own way.
-        if signals.stops:
+        if stops:
             _end_with(signals)
             notifier.stopping("stopped before it served", 0.0)
-            log.info(f"{signals.stops[0]}: stopped before the server served")
+            log.info(f"{stops[0]}: stopped before the server served")
             return EXIT_DRAINED
         if isinstance(error, LauncherError):
             signals.failed(error.exit_status)
@@ -238,6 +241,8 @@ def _start_application(
     if startup.is_there:
         with step(f"running {startup}"):
             startup.run()
+    # The hooks may have done it, too.
+    check_threads(config.place("app.startup" if startup.is_there else "app.target"))
     notifier.starting("starting the workers")
     return application
 
