@@ -350,6 +350,8 @@ pub const Bridge = struct {
             call.end();
             capi.drop(request_context);
         }
+        // Finalizers and callbacks of weak references may have forked as well.
+        if (core.forks.is_child()) end_child(null);
     }
 
     /// The context could not be entered, for want of memory or since the application runs in it
@@ -632,10 +634,12 @@ pub const Bridge = struct {
                 const length = if (response.is_single) bytes.len else response.length;
                 if (try self.offer(crew, bytes, length) == .full) return .parked;
                 left_ns = null;
-            } else if (self.begin_suspension(crew)) {
+            } else {
+                // Before the response is suspended: its finalizer may use the request.
                 response.drop_piece();
-                return .parked;
-            } else try check_client(crew, &left_ns);
+                if (self.begin_suspension(crew)) return .parked;
+                try check_client(crew, &left_ns);
+            }
             response.drop_piece();
         }
         if (capi.PyErr_Occurred() != null) return error.Raised;
