@@ -376,6 +376,9 @@ def _parse_override(text: str) -> object:
         if text[:1] in ("'", '"'):
             raise
         return text
+    except (RecursionError, ValueError):
+        # Nested too deeply, or an integer that Python does not read: no value of any key.
+        return text
     # Text with line breaks may have smuggled in further keys.
     return document["value"] if len(document) == 1 else text
 

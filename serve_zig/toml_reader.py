@@ -38,6 +38,9 @@ def parse(file: str, text: str) -> dict[str, object]:
         raise ConfigError(_explain(file, text, error)) from None
     except RecursionError:
         raise ConfigError(f"{file}: not valid TOML: nested too deeply; make it flat") from None
+    except ValueError as error:
+        # An integer of thousands of digits, which Python does not read.
+        raise ConfigError(f"{file}: not valid TOML: {error}") from None
     # A gunicorn.conf.py of plain assignments is valid TOML by chance.
     if "app" not in tables:
         _refuse_foreign(file)

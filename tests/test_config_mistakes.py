@@ -8,6 +8,8 @@ import pytest
 import tomli
 
 from serve_zig.addresses import collide, parse_address
+from serve_zig.config import load
+from serve_zig.errors import ConfigError
 from serve_zig.gunicorn_settings import OPTIONS
 from serve_zig.unknown_keys import elsewhere
 from test_cli import Project, fails
@@ -366,3 +368,15 @@ def test_every_address_that_cannot_be_opened_is_told(project: Project) -> None:
         '"unix:/m',
         "fd://78:",
     ]
+
+
+@pytest.mark.parametrize("value", ["[" * 3000, "9" * 5000])
+def test_value_that_the_reader_does_not_take_is_no_traceback(tmp_path: Path, value: str) -> None:
+    """Nested too deeply, or an integer of thousands of digits."""
+    file = tmp_path / "serve.toml"
+    file.write_text(f'[app]\ntarget = "app:app"\n[limits]\nbody = {value}\n', "utf-8")
+    with pytest.raises(ConfigError, match="not valid TOML"):
+        load(str(file))
+    file.write_text('[app]\ntarget = "app:app"\n', "utf-8")
+    with pytest.raises(ConfigError, match=r"limits\.body"):
+        load(str(file), [f"limits.body={value}"])
