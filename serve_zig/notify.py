@@ -92,15 +92,14 @@ class Notifier:
         """Return a connected descriptor for the core, which takes it over; -1 for none."""
         if self._address is None or not self.watchdog_seconds:
             return -1
-        own = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
-            own.setblocking(False)
-            own.connect(self._address)
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as own:
+                own.setblocking(False)
+                own.connect(self._address)
+                return own.detach()
         except OSError as error:
-            own.close()
             self._complain(f"the watchdog's messages cannot be sent: {error.strerror or error}")
             return -1
-        return own.detach()
 
     def close(self) -> None:
         """Say nothing any more."""
@@ -113,9 +112,13 @@ class Notifier:
             self._complain(f"{text} is neither a path nor an abstract socket (@name)")
             return
         name = os.fsencode(text)
-        self._address = b"\0" + name[1:] if text.startswith("@") else name
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        except OSError as error:
+            self._complain(f"no socket for it: {error.strerror or error}")
+            return
         self._socket.setblocking(False)
+        self._address = b"\0" + name[1:] if text.startswith("@") else name
 
     def _change(self, name: str, *lines: str) -> None:
         if not self._send(_SEND_SECONDS, name, *lines):

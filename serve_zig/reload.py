@@ -271,7 +271,8 @@ class _Supervisor:
             return False
         is_stop = number in STOPS
         if is_stop:
-            self._notifier.stopping("draining", self._config.seconds("timeouts.drain"))
+            # As long again for app.shutdown.
+            self._notifier.stopping("draining", 2 * self._config.seconds("timeouts.drain"))
         elif number == signal.SIGHUP:
             self._notifier.reloading()
             self._notifier.ready_again()
