@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import pytest
 
 from admin_client import AdminClient, serve_with_admin
 from serve_zig import cgroup, runner, schema
 from serving import Server, Servers, wait_until
-from wire import PATIENCE, Connection, all_closed, get
+from wire import PATIENCE, Connection, all_closed, get, post
 
 #: From here on a client counts as stalled, and a little more (`stalled_ms_min`).
 STALLED = 1.3
+#: Between two clients of which one has stalled for longer: acknowledgments are looked at once a
+#: second (`look_ms_max`), so that less does not tell them apart.
+APART = 2.2
 #: Of the application's large responses.
 LARGE = 20_000_000
 
@@ -57,8 +61,7 @@ def test_a_full_table_cuts_off_the_longest_stalled(
         for number in range(2):
             connections.append(asks(server, f"/large_{kind}"))
             server.wait_event("large", count=number + 1)
-            time.sleep(0.3)
-        time.sleep(STALLED)
+            time.sleep(APART)
         assert stalled_count(admin) == 0
         with server.connect() as good:
             good.send(get("/hello"))
@@ -83,7 +86,7 @@ def test_short_buffer_memory_cuts_off_the_longest_stalled(serve: Servers) -> Non
         for number in range(3):
             connections.append(asks(server, "/large_small_pieces"))
             server.wait_event("large", count=number + 1)
-            time.sleep(0.3)
+            time.sleep(APART)
         wait_until(lambda: stalled_count(admin) > 0, PATIENCE, lambda: "nobody was cut off")
         server.wait_log(r"warning limits\.buffer_memory is reached: clients that take nothing")
         assert len(connections[0].read_to_end(reset_counts=True)) < LARGE
@@ -103,6 +106,45 @@ def test_a_waiting_request_frees_the_thread_of_a_stalled_write(serve: Servers) -
         assert stalled_count(admin) == 1
         server.wait_log(r"warning requests wait, and every thread is taken")
         assert len(stalled.read_to_end(reset_counts=True)) < LARGE
+
+
+def test_a_parked_response_frees_the_thread_of_a_stalled_write(serve: Servers) -> None:
+    """One that waits to go on counts as one that waits to begin."""
+    config = {"concurrency": {"threads": 1}, "limits": {"response_memory": "64 KiB"}}
+    server, admin = serve_with_admin(serve, "responding:app", config)
+    server.errors_expected = True
+    with asks(server, "/large_iterator") as parked:
+        server.wait_event("large")
+        with asks(server, "/large_write") as stalled:
+            server.wait_event("large", count=2)
+            assert len(parked.response().body) > LARGE
+            assert stalled_count(admin) == 1
+            assert len(stalled.read_to_end(reset_counts=True)) < LARGE
+
+
+def test_no_more_holders_of_buffers_go_than_make_room(serve: Servers, tmp_path: Path) -> None:
+    """Also where what they hold is the request's body, which is free when the slot is."""
+    with (tmp_path / "large.bin").open("wb") as file:
+        file.truncate(LARGE)
+    config = {
+        "limits": {"buffer_memory": "1 MiB", "connections": 20},
+        "static": [{"route": "/files", "directory": str(tmp_path)}],
+    }
+    server, admin = serve_with_admin(serve, "responding:app", config)
+    server.errors_expected = True
+    body = bytes(100_000)
+    with all_closed([]) as connections:
+        for _ in range(9):
+            connection = server.connect(receive_buffer=4096)
+            connections.append(connection)
+            connection.send(get("/files/large.bin", f"Content-Length: {len(body)}") + body)
+        time.sleep(APART)
+        assert stalled_count(admin) == 0
+        with server.connect() as last:
+            last.send(post("/hello", bytes(300_000)))
+            assert last.response().status == 200
+        server.wait_log(r"warning limits\.buffer_memory is reached: clients that take nothing")
+        assert 1 <= stalled_count(admin) <= 3
 
 
 def test_stalled_clients_have_a_quarter_of_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,6 +93,8 @@ pub const Writers = struct {
 pub const ClientWait = struct {
     /// Null where nobody evicts.
     writers: ?*Writers = null,
+    /// Whether the server drains; null where it never does.
+    is_draining: ?*const std.atomic.Value(bool) = null,
     mutex: std.Thread.Mutex = .{},
     // Under the mutex.
     connection: ?*Connection = null,
@@ -106,20 +108,20 @@ pub const ClientWait = struct {
         timeout_ms: u64,
         /// The same once the server drains.
         drain_timeout_ms: u64,
-        is_draining: *const std.atomic.Value(bool),
-
-        fn now_ms(self: Limits) u64 {
-            if (!self.is_draining.load(.acquire)) return self.timeout_ms;
-            return @min(self.timeout_ms, self.drain_timeout_ms);
-        }
     };
+
+    fn timeout_ms(self: *const ClientWait, limits: Limits) u64 {
+        const is_draining = self.is_draining orelse return limits.timeout_ms;
+        if (!is_draining.load(.acquire)) return limits.timeout_ms;
+        return @min(limits.timeout_ms, limits.drain_timeout_ms);
+    }
 
     /// Waits until the socket takes more. The worker; without the GIL.
     pub fn wait(self: *ClientWait, connection: *Connection, limits: Limits) End {
         const fd = connection.fd;
         var stall: Stall = .{};
         stall.begin(fd, sys.monotonic_ms());
-        const first_ms = @min(limits.now_ms(), stalled_ms_min);
+        const first_ms = @min(self.timeout_ms(limits), stalled_ms_min);
         if (sys.wait_ready(fd, .writable, first_ms)) return .ready;
         _ = stall.has_moved(fd, sys.monotonic_ms());
         self.begin(connection, stall.since_ms);
@@ -130,9 +132,9 @@ pub const ClientWait = struct {
     fn wait_long(self: *ClientWait, fd: sys.Fd, stall: *Stall, limits: Limits) End {
         while (true) {
             const stalled_ms = sys.monotonic_ms() -| stall.since_ms;
-            const timeout_ms = limits.now_ms();
-            if (stalled_ms >= timeout_ms) return .timed_out;
-            const step_ms = @min(wait_step_ms, timeout_ms - stalled_ms);
+            const limit_ms = self.timeout_ms(limits);
+            if (stalled_ms >= limit_ms) return .timed_out;
+            const step_ms = @min(wait_step_ms, limit_ms - stalled_ms);
             if (sys.wait_ready(fd, .writable, step_ms)) return .ready;
             const has_moved = stall.has_moved(fd, sys.monotonic_ms());
             if (self.note(if (has_moved) stall.since_ms else null)) return .evicted;
@@ -176,15 +178,19 @@ pub const ClientWait = struct {
         return if (self.connection == null or self.is_evicted) null else self.since_ms;
     }
 
-    /// Ends the wait, unless the client has taken something since; the token of its connection.
-    /// The poller.
-    fn evict(self: *ClientWait, since_ms: u64) ?u64 {
+    const Evicted = struct { token: u64, unacknowledged: u32 };
+
+    /// Ends the wait, unless the client has taken something since. The poller.
+    fn evict(self: *ClientWait, since_ms: u64) ?Evicted {
         self.mutex.lock();
         defer self.mutex.unlock();
         const connection = self.connection orelse return null;
         if (self.is_evicted or self.since_ms != since_ms) return null;
         self.is_evicted = true;
-        return connection.token();
+        return .{
+            .token = connection.token(),
+            .unacknowledged = sys.unacknowledged(connection.fd) orelse 0,
+        };
     }
 };
 
@@ -223,6 +229,11 @@ pub const Stalled = struct {
         return self.refill(poller, .connections);
     }
 
+    /// Whether a client is being evicted, or has been found that can be.
+    pub fn makes_room(self: *const Stalled) bool {
+        return self.closing != null or self.count > 0;
+    }
+
     /// When there may be somebody to evict for a new connection; null when nobody may be soon.
     pub fn next_ms(self: *const Stalled) ?u64 {
         if (self.look_ms == null) return null;
@@ -246,11 +257,15 @@ pub const Stalled = struct {
                 .connection => |token| evict_connection(poller, token, candidate.since_ms),
                 .writer => |number| self.evict_writer(poller, number, candidate.since_ms),
             } orelse continue;
-            poller.lane.shard.count_closed(.stalled);
-            poller.server.notify(need.notice(), &sys.no_address);
+            note(poller, need);
             return held;
         }
         return null;
+    }
+
+    fn note(poller: *Poller, need: Need) void {
+        poller.lane.shard.count_closed(.stalled);
+        poller.server.notify(need.notice(), &sys.no_address);
     }
 
     /// The connection evicted last keeps its slot until its worker has let go of it.
@@ -286,9 +301,9 @@ pub const Stalled = struct {
 
     fn evict_writer(self: *Stalled, poller: *Poller, number: u32, since_ms: u64) ?u32 {
         const client_wait = &poller.server.crews[number].reply.client_wait;
-        const token = client_wait.evict(since_ms) orelse return null;
-        self.wait_for(token, poller.now_ms);
-        return 0;
+        const evicted = client_wait.evict(since_ms) orelse return null;
+        self.wait_for(evicted.token, poller.now_ms);
+        return evicted.unacknowledged;
     }
 
     // ---- Finding the longest stalled -----------------------------------------------------------
@@ -307,9 +322,16 @@ pub const Stalled = struct {
         const server = poller.server;
         // Nobody whose client takes something now can go before `stalled_ms_min` is over.
         var oldest_ms = poller.now_ms;
+        var is_any_held = false;
         if (need != .threads) for (poller.slots.touched()) |*connection| {
             const since_ms = stalled_since(connection) orelse continue;
-            if (need == .buffers and !poller.holds_share(connection)) continue;
+            if (need == .buffers) {
+                if (!poller.holds_share(connection)) continue;
+            } else if (poller.waits_for_thread(connection)) {
+                // It would keep its slot, its descriptor and what is in the kernel.
+                is_any_held = true;
+                continue;
+            }
             oldest_ms = @min(oldest_ms, since_ms);
             self.add(poller.now_ms, .{
                 .since_ms = since_ms,
@@ -324,7 +346,9 @@ pub const Stalled = struct {
                 .who = .{ .writer = @intCast(number) },
             });
         };
-        self.scan_ms.set(need, if (self.count > 0) 0 else oldest_ms + stalled_ms_min);
+        var next_scan_ms = if (self.count > 0) 0 else oldest_ms + stalled_ms_min;
+        if (is_any_held) next_scan_ms = @min(next_scan_ms, poller.now_ms + closing_ms_max);
+        self.scan_ms.set(need, next_scan_ms);
     }
 
     /// Keeps those that have stalled longest, in order.
@@ -392,13 +416,26 @@ pub const Stalled = struct {
     pub fn relieve_buffers(self: *Stalled, poller: *Poller) void {
         while (!poller.server.buffer_memory.has_room()) {
             if (!self.evict(poller, .buffers)) return;
+            // What it had is free only then. No event of a batch can mean it any more.
+            poller.close_marked();
         }
     }
 
-    /// Ends waits in `write()` while requests wait and no thread is free for them.
+    /// Ends waits in `write()` that others wait for: requests and parked responses, while no thread
+    /// is free for them, and those that can only go on in that very thread.
     pub fn relieve_threads(self: *Stalled, poller: *Poller) void {
         if (poller.now_ms < self.threads_ms) return;
-        const waiting = poller.server.scheduler.count_starved();
+        const server = poller.server;
+        for (server.crews, 0..) |*crew, number| {
+            const since_ms = crew.reply.client_wait.stalled_since() orelse continue;
+            if (poller.now_ms -| since_ms < stalled_ms_min) continue;
+            if (!server.scheduler.keeps_waiting(&crew.worker)) continue;
+            _ = self.evict_writer(poller, @intCast(number), since_ms) orelse continue;
+            note(poller, .threads);
+            self.threads_ms = poller.now_ms + closing_ms_max;
+        }
+        if (poller.now_ms < self.threads_ms) return;
+        const waiting = server.scheduler.count_starved();
         for (0..waiting) |_| {
             if (self.evict_next(poller, .threads) == null) return;
             self.threads_ms = poller.now_ms + closing_ms_max;

@@ -378,7 +378,8 @@ pub const Poller = struct {
                 // A client that never stops sending comes back each time before it can expire.
                 if (connection.deadline_ms <= self.now_ms) {
                     self.time_out(connection);
-                    continue;
+                    // One that lingers may have been given more time (`waits_for_tail`).
+                    if (connection.state != .lingering) continue;
                 }
             }
             if (connection.state == .closing) {
@@ -576,6 +577,8 @@ pub const Poller = struct {
 
     /// False as long as there is no room, which may be soon.
     fn evict_stalled(self: *Poller, why: notices_module.Kind) bool {
+        // One that is idle only has an event on its way.
+        if (self.nobody_idle_ms < self.now_ms) return false;
         const need: eviction.Need = switch (why) {
             .descriptors_exhausted => .descriptors,
             else => .connections,
@@ -604,7 +607,7 @@ pub const Poller = struct {
         // It only has an event on its way.
         if (why == .connections and self.find_longest_idle() != null) return;
         // A client that has stalled makes room in a moment.
-        if (why == .connections and self.stalled.look_ms != null) return;
+        if (why == .connections and self.stalled.makes_room()) return;
         self.accept_pause = why;
         observer.note_pause(self.server, &self.lane, why);
     }
@@ -1293,7 +1296,7 @@ pub const Poller = struct {
         self.finish(connection);
     }
 
-    fn close_marked(self: *Poller) void {
+    pub fn close_marked(self: *Poller) void {
         while (self.closing) |connection| {
             self.closing = connection.next_handed_back;
             self.deadlines.remove(connection.index);
@@ -1351,6 +1354,13 @@ pub const Poller = struct {
         }
         if (connection.stall.has_moved(fd, self.now_ms)) return true;
         return self.now_ms - connection.stall.since_ms < self.server.options.write_timeout_ms;
+    }
+
+    /// Whether the response can end only in a thread that is in another call.
+    pub fn waits_for_thread(self: *Poller, connection: *const Connection) bool {
+        const exchange = connection.exchange orelse return false;
+        if (exchange.continuation == null) return false;
+        return self.server.scheduler.is_running(connection.worker orelse return false);
     }
 
     /// Whether the connection holds more than its equal share of `limits.buffer_memory`.

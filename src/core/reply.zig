@@ -776,7 +776,6 @@ pub const Reply = struct {
         return self.client_wait.wait(self.connection, .{
             .timeout_ms = self.limits.timeout_ms,
             .drain_timeout_ms = self.limits.drain_timeout_ms,
-            .is_draining = self.draining,
         });
     }
 

@@ -382,11 +382,26 @@ pub fn Scheduler(comptime Host: type) type {
             }
         }
 
-        /// How many requests wait while no thread is free for them.
+        /// How many requests and parked responses wait while no thread is free for them.
         pub fn count_starved(self: *Self) usize {
             self.mutex.lock();
             defer self.mutex.unlock();
-            return if (self.running < self.options.threads) 0 else self.ready_count;
+            if (self.running < self.options.threads) return 0;
+            return self.ready_count + self.own_count + self.begun_count;
+        }
+
+        /// Whether parked responses wait for the call that this worker is in.
+        pub fn keeps_waiting(self: *Self, worker: *const Worker) bool {
+            self.mutex.lock();
+            defer self.mutex.unlock();
+            return worker.phase == .running and worker.own_first != null;
+        }
+
+        /// Whether this worker is in a call.
+        pub fn is_running(self: *Self, worker: *const Worker) bool {
+            self.mutex.lock();
+            defer self.mutex.unlock();
+            return worker.phase == .running;
         }
 
         pub fn counts(self: *Self) Counts {

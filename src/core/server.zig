@@ -393,6 +393,8 @@ pub const Server = struct {
         crew.reply.watch(&crew.lane.shard.bytes_sent, &crew.current.phase);
         crew.reply.pusher = .{ .context = self, .wake = wake_pusher };
         crew.reply.client_wait.writers = &self.writers;
+        // Not `draining`, which begins with `drain_delay`.
+        crew.reply.client_wait.is_draining = &self.drain_requested;
     }
 
     /// After every worker has returned.
