@@ -407,11 +407,10 @@ def address_of(bind: str) -> tuple[int, Any]:
 
 def _port_candidates() -> Iterator[int]:
     # Below the ephemeral range, so that no client socket of these tests can take the port
-    # meanwhile; each test process starts elsewhere and goes on by other steps.
-    start = os.getpid() * 37 % 10_000
-    stride = random.choice([number for number in range(1, 10_000, 2) if number % 5])
+    # meanwhile; each test process starts elsewhere, and is seldom where another is.
+    start = random.randrange(10_000)
     for step in itertools.count():
-        yield 20_000 + (start + step * stride) % 10_000
+        yield 20_000 + (start + step) % 10_000
 
 
 _ports = _port_candidates()

@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -200,3 +201,32 @@ def app(environ, start_response):
     start_response("200 OK", [])
     return [b"answered"]
 """
+
+
+FORKING_LATE = """
+import os, weakref
+kept, children = [], []
+def fork(_):
+    child = os.fork()
+    if child:
+        children.append(child)
+def app(environ, start_response):
+    start_response("200 OK", [])
+    if environ["PATH_INFO"] == "/children":
+        return [" ".join(map(str, children)).encode()]
+    kept[:] = [weakref.ref(environ["wsgi.early_hints"], fork)]
+    return [b"answered"]
+"""
+
+
+def test_child_of_a_callback_at_the_end_of_a_request_ends(serve: Servers) -> None:
+    """It comes back where the worker has answered, and must not go on as that worker."""
+    server = serve("forking_late:app", files={"forking_late.py": FORKING_LATE})
+    server.errors_expected = True
+    assert server.exchange(get("/")).body == b"answered"
+    children = wait_until(
+        lambda: server.exchange(get("/children")).body, PATIENCE, lambda: "nothing was forked"
+    )
+    for child in map(int, children.split()):
+        wait_until(partial(has_ended, child), PATIENCE, lambda: "the child goes on")
+    assert server.stop() == 0
