@@ -234,9 +234,9 @@ pub fn Scheduler(comptime Host: type) type {
             Futex.wake(&self.monitor.signal, 1);
         }
 
-        /// A worker's life; returns when the server stops. The thread has the GIL before and after.
+        /// A worker's life; returns when the server stops. The thread has the GIL before if
+        /// `worker.attached`, and after.
         pub fn work(self: *Self, worker: *Worker) void {
-            worker.attached = true;
             self.mutex.lock();
             self.workers[self.worker_total] = worker;
             self.worker_total += 1;

@@ -432,7 +432,14 @@ pub const Server = struct {
         if (number >= self.crews.len) return;
         if (self.crews[number].has_begun.swap(true, .monotonic)) return;
         _ = self.crews_begun.fetchAdd(1, .monotonic);
-        self.scheduler.work(&self.crews[number].worker);
+        const worker = &self.crews[number].worker;
+        // No worker needs the GIL to begin: the first request may keep it for long.
+        self.detach(worker);
+        worker.attached = false;
+        // Requests may take all the memory there is, or the GIL: no launcher that is still starting
+        // shall need them.
+        self.attended.wait();
+        self.scheduler.work(worker);
     }
 
     /// Accepts no more, answers what came and stops. Any thread; once is enough.

@@ -30,14 +30,14 @@ pub const patience_ms = 30_000;
 var gil: std.Thread.Mutex = .{};
 threadlocal var holds_gil = false;
 
-fn leave() ?*anyopaque {
+pub fn leave() ?*anyopaque {
     std.debug.assert(holds_gil);
     holds_gil = false;
     gil.unlock();
     return null;
 }
 
-fn enter(_: ?*anyopaque) void {
+pub fn enter(_: ?*anyopaque) void {
     gil.lock();
     holds_gil = true;
 }
@@ -589,6 +589,12 @@ pub const Fixture = struct {
     }
 
     pub fn run(self: *Fixture) !void {
+        try self.begin();
+        self.server.attended.set();
+    }
+
+    /// Starts the threads, which wait for the launcher.
+    pub fn begin(self: *Fixture) !void {
         self.threads = try gpa.alloc(std.Thread, self.server.worker_count());
         for (self.threads, 0..) |*thread, number| {
             thread.* = try std.Thread.spawn(.{ .stack_size = 1024 * 1024 }, work, .{
@@ -596,7 +602,7 @@ pub const Fixture = struct {
                 @as(u32, @intCast(number)),
             });
         }
-        // A thread that has not begun waits for the GIL, and cannot poll if a handler keeps it.
+        // So that what a test counts of them does not change under it.
         const count = self.server.worker_count();
         for (0..20_000) |_| {
             if (self.server.crews_begun.load(.monotonic) == count) return;

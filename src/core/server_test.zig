@@ -1176,3 +1176,20 @@ test "server: bytes behind the last request do not reset the connection" {
     }
     try fixture.finish();
 }
+
+test "server: workers need no GIL to begin" {
+    const fixture = try Fixture.start(.{ .options = calm });
+    defer fixture.deinit();
+    try fixture.begin();
+    {
+        // As the first request may, from its beginning on.
+        fixture_module.enter(null);
+        defer _ = fixture_module.leave();
+        fixture.server.attended.set();
+        var client = try fixture.connect();
+        defer client.close();
+        try client.send("GET / HTTP/1.1\r\n\r\n");
+        try client.expect_status(400);
+    }
+    try fixture.finish();
+}

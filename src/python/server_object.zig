@@ -174,11 +174,6 @@ pub fn worker_count(handle: ?*anyopaque) capi.Error!u32 {
 pub fn run_worker(handle: ?*anyopaque, number: *Object) capi.Error!*Object {
     const server = try server_of(handle);
     const own_number = try read_integer(u32, number, "number");
-    // Requests may take all the memory there is, or the GIL: no launcher that is still starting
-    // shall need them.
-    const state = capi.PyEval_SaveThread();
-    server.attended.wait();
-    capi.PyEval_RestoreThread(state);
     server.run_worker(own_number);
     return capi.none();
 }
