@@ -338,12 +338,14 @@ def open_telemetry(config: Config, log: Log) -> Telemetry | None:
 def core_server() -> type[Server]:
     """Return the extension module's Server; raise LauncherError where the module is missing."""
     try:
-        from serve_zig._core import Server
+        from serve_zig._core import Server, load_unwinder
     except ImportError as error:
         raise LauncherError(
             f"the extension module serve_zig._core cannot be loaded ({error}); install serve-zig "
             "for this platform, or build it: pip install -e ."
         ) from None
+    # Before anything starts a thread, or takes the last descriptor.
+    load_unwinder()
     return Server
 
 

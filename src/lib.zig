@@ -211,6 +211,11 @@ pub fn after_fork_in_child() !py.PyObject {
     return object(fork_hooks.after_in_child());
 }
 
+/// Loads what glibc ends threads with, while there are memory and descriptors.
+pub fn load_unwinder() !py.PyObject {
+    return object(server_object.load_unwinder());
+}
+
 /// Ends the process with a status after so many milliseconds, whatever the interpreter is doing.
 pub fn end_process(args: struct { after_ms: py.PyObject, status: py.PyObject }) !py.PyObject {
     return object(server_object.end_process(

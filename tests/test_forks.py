@@ -1,5 +1,6 @@
 """Processes that the application forks: the server is their parent's alone."""
 
+import contextlib
 import os
 import re
 import signal
@@ -43,7 +44,11 @@ def has_ended(pid: int) -> bool:
 
 def files_of(pid: int) -> list[str]:
     """What the process has open, as /proc names it."""
-    return [os.readlink(one) for one in Path(f"/proc/{pid}/fd").iterdir()]
+    found = []
+    for one in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            found.append(os.readlink(one))
+    return found
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ import signal
 import pytest
 
 from admin_client import serve_with_admin
-from serving import Servers
-from wire import get
+from serving import Servers, wait_until
+from wire import PATIENCE, get
 
 PLACE = 'File "<made elsewhere>/x.py", line'
 
@@ -59,8 +59,17 @@ def test_threads_without_a_name_are_told(serve: Servers) -> None:
     """By SIGUSR1 and by /threads."""
     server, admin = serve_with_admin(serve, "unprintable:app")
     with server.connect() as connection:
-        connection.send(get("/slow?2"))
+        connection.send(get("/slow?5"))
         server.wait_event("begun")
+        # It has begun, but may be on its way to where it stays.
+        wait_until(
+            lambda: any(
+                one["stack"] and one["stack"][-1]["function"] == "slow"
+                for one in admin.json("/threads")["threads"]
+            ),
+            PATIENCE,
+            lambda: "it is not in slow()",
+        )
         server.send_signal(signal.SIGUSR1)
         server.wait_log(r"thread \(unnamed\)")
         server.wait_log(r"thread two\\nlines \\x1b\[2J")
@@ -69,7 +78,7 @@ def test_threads_without_a_name_are_told(serve: Servers) -> None:
         names = [one["name"] for one in threads]
         assert "(unnamed)" in names
         running = [one for one in threads if one["request"] is not None]
-        assert [one["request"]["target"] for one in running] == ["/slow?2"]
+        assert [one["request"]["target"] for one in running] == ["/slow?5"]
         assert running[0]["stack"][-1]["function"] == "slow"
         assert connection.response().body == b"done"
     server.open_gate("threads")

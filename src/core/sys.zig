@@ -537,7 +537,7 @@ pub fn exit_now(status: u8) noreturn {
 }
 
 /// Loads the library that glibc's pthread_exit(3) unwinds the stack with. glibc loads it when the
-/// first thread ends, and aborts the process where there is no memory for it by then.
+/// first thread ends, and aborts the process where there is no memory or descriptor for it by then.
 pub fn load_unwinder() void {
     if (!builtin.target.isGnuLibC()) return;
     // Kept for good. Where it is missing, glibc says so itself.

@@ -24,8 +24,6 @@ pub fn create(
     callable: *Object,
     report: *Object,
 ) capi.Error!?*anyopaque {
-    // Before there are threads, which need it to end.
-    core.sys.load_unwinder();
     const options = try read_options(Options, options_dict);
     var sockets: [core.poller.listeners_max]core.poller.ListenerOptions = undefined;
     var listeners: [core.poller.listeners_max]application_module.Listener = undefined;
@@ -319,6 +317,12 @@ pub fn end_process(after_ms: *Object, exit_status: *Object) capi.Error!*Object {
         }
     }.end, .{ milliseconds, code }) catch return capi.none();
     thread.detach();
+    return capi.none();
+}
+
+/// Once, before there are threads, which need it to end.
+pub fn load_unwinder() capi.Error!*Object {
+    core.sys.load_unwinder();
     return capi.none();
 }
 
