@@ -34,8 +34,6 @@ class Forks:
 
         self.listeners: list[Listener] = []
         self._has_closed = False
-        # Before its descriptor is closed, whose number may then be that of the child's own file.
-        os.register_at_fork(after_in_child=self._forget_wakeup)
         os.register_at_fork(
             before=before_fork,
             after_in_parent=after_fork_in_parent,
@@ -43,17 +41,14 @@ class Forks:
         )
         os.register_at_fork(after_in_child=self._close)
 
-    def _forget_wakeup(self) -> None:
-        """A signal for the child must not wake the server's main loop."""
-        # A child of the child may have a wakeup descriptor of its own.
-        if not self._has_closed and threading.current_thread() is threading.main_thread():
-            signal.set_wakeup_fd(-1)
-
     def _close(self) -> None:
         # Not again in a child of the child: the numbers may be those of its own files by then.
         if self._has_closed:
             return
         self._has_closed = True
+        # Else a signal for the child would wake the server's main loop.
+        if threading.current_thread() is threading.main_thread():
+            signal.set_wakeup_fd(-1)
         for listener in self.listeners:
             listener.close()
 
