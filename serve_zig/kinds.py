@@ -320,7 +320,16 @@ class Size(Kind):
         return "0" if value == 0 else toml_format.string(size_text(value))
 
 
-class Addresses(Kind):
+class _Strings(Kind):
+    """A value that is a list of strings."""
+
+    def to_toml(self, value: Value) -> str:
+        """Return an array of basic strings."""
+        assert isinstance(value, list)
+        return toml_format.strings(value)
+
+
+class Addresses(_Strings):
     """One address or a list of them, none twice."""
 
     name = "string or list of strings"
@@ -347,13 +356,8 @@ class Addresses(Kind):
             raise UnsuitableError(str(error)) from None
         return text
 
-    def to_toml(self, value: Value) -> str:
-        """Return an array of basic strings."""
-        assert isinstance(value, list)
-        return toml_format.strings(value)
 
-
-class Networks(Kind):
+class Networks(_Strings):
     """Any number of addresses, CIDR ranges and the word "unix", none twice."""
 
     name = "string or list of strings"
@@ -382,13 +386,8 @@ class Networks(Kind):
         """Return the networks that the text names, separated by commas; none if it is empty."""
         return self.parse(text) if text.strip(" ") else []
 
-    def to_toml(self, value: Value) -> str:
-        """Return an array of basic strings."""
-        assert isinstance(value, list)
-        return toml_format.strings(value)
 
-
-class Hosts(Kind):
+class Hosts(_Strings):
     """Any number of host names and addresses, none twice."""
 
     name = "string or list of strings"
@@ -422,13 +421,8 @@ class Hosts(Kind):
             return False
         return isinstance(address, TcpAddress) and bool(address.host)
 
-    def to_toml(self, value: Value) -> str:
-        """Return an array of basic strings."""
-        assert isinstance(value, list)
-        return toml_format.strings(value)
 
-
-class Paths(Kind):
+class Paths(_Strings):
     """Any number of request paths, none twice."""
 
     name = "string or list of strings"
@@ -448,8 +442,3 @@ class Paths(Kind):
                 "percent-encoded and without a query"
             )
         return text
-
-    def to_toml(self, value: Value) -> str:
-        """Return an array of basic strings."""
-        assert isinstance(value, list)
-        return toml_format.strings(value)
