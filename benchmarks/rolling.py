@@ -171,7 +171,11 @@ class Proxy:
 
 
 class HAProxy(Proxy):
-    """Health checks on /readyz, and nothing that would hide a failure: no retry, no redispatch."""
+    """Health checks on /readyz, and nothing that would hide a failure: no retry, no redispatch.
+
+    Without `timeout check` an answer later than `inter` counts as none, and a busy machine would
+    take both servers out.
+    """
 
     name = "haproxy"
 
@@ -188,6 +192,7 @@ global
 defaults
     mode http
     timeout connect 5s
+    timeout check 5s
     timeout client 60s
     timeout server 60s
     retries 0
@@ -207,7 +212,10 @@ backend back
     def uses(self, backend: Backend) -> bool:
         with socket.socket(socket.AF_UNIX) as control:
             control.settimeout(ANSWER_SECONDS)
-            control.connect(str(self.folder / "haproxy.sock"))
+            try:
+                control.connect(str(self.folder / "haproxy.sock"))
+            except OSError:  # HAProxy gives it its name when it listens already
+                return False
             control.sendall(b"show stat\n")
             text = b""
             while part := control.recv(65536):

@@ -719,6 +719,17 @@ pub const Fixture = struct {
         return error.NotSeen;
     }
 
+    /// Waits until no worker has the connection in this slot: an answer that has come whole may
+    /// still be its worker's, and only then is the connection idle.
+    pub fn expect_handed_back(self: *Fixture, slot: usize) !void {
+        const connection = &self.server.poller.slots.connections[slot];
+        for (0..patience_ms) |_| {
+            if (connection.turn.load(.acquire) & Turn.worker == 0) return;
+            sys.sleep_ms(1);
+        }
+        return error.NotHandedBack;
+    }
+
     /// Waits until one of the application's counters is at least `expected`.
     pub fn expect_app(self: *Fixture, comptime counter: []const u8, expected: u32) !void {
         for (0..patience_ms) |_| {
