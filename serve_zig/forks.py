@@ -8,8 +8,6 @@ answer requests there.
 from __future__ import annotations
 
 import os
-import signal
-import threading
 
 from serve_zig import stderr
 from serve_zig.application_traceback import format_exception
@@ -21,12 +19,13 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
     from serve_zig.listeners import Listener
+    from serve_zig.signals import Signals
 
 
 class Forks:
     """Closes in a forked process what is the server's alone."""
 
-    def __init__(self) -> None:
+    def __init__(self, signals: Signals) -> None:
         """Before anything of the application runs, so that the core's hooks are next to the fork:
         those before it run in the reverse order.
         """
@@ -34,6 +33,9 @@ class Forks:
 
         self.listeners: list[Listener] = []
         self._has_closed = False
+        # First: a signal for the child would wake the server's main loop, or find a descriptor that
+        # the core has closed.
+        os.register_at_fork(after_in_child=signals.leave_in_child)
         os.register_at_fork(
             before=before_fork,
             after_in_parent=after_fork_in_parent,
@@ -46,9 +48,6 @@ class Forks:
         if self._has_closed:
             return
         self._has_closed = True
-        # Else a signal for the child would wake the server's main loop.
-        if threading.current_thread() is threading.main_thread():
-            signal.set_wakeup_fd(-1)
         for listener in self.listeners:
             listener.close()
 

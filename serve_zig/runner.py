@@ -120,7 +120,7 @@ def serve(config: Config) -> int:
     try:
         signals.install(lambda: dump_threads_early(log), log.info)
         server_type = core_server()
-        forks = Forks()
+        forks = Forks(signals)
         connections = _fit_connections(config, log)
         _check_access_log(config)
         admin.open()

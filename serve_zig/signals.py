@@ -11,6 +11,7 @@ import atexit
 import os
 import signal
 import sys
+import threading
 import time
 
 from serve_zig.errors import EXIT_FAILED, StartInterruptedError
@@ -147,6 +148,22 @@ class Signals:
         """From here on any stop signal ends the process, with this status."""
         self._phase = "failed"
         self._status = status
+
+    def leave_in_child(self) -> None:
+        """Do not handle the signals of a process that the application has forked.
+
+        Left to themselves the handlers would end it, too, but late: in the child of another thread
+        than the main one CPython 3.13 looks for signals only where it waits.
+        """
+        if os.getpid() == self._process or threading.current_thread() != threading.main_thread():
+            return
+        signal.set_wakeup_fd(-1)
+        for number in (*STOPS, *IGNORED):
+            if signal.getsignal(number) in (self._stop, self._ignore):
+                is_interrupt = number == signal.SIGINT
+                signal.signal(
+                    number, signal.default_int_handler if is_interrupt else signal.SIG_DFL
+                )
 
     def take_dump(self) -> bool:
         """Return whether SIGUSR1 has come since the last call."""

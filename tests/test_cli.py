@@ -761,10 +761,12 @@ def test_process_that_the_application_forks_can_be_ended(project: Project) -> No
             if pid == 0:
                 try:
                     os.write(write, b".")
-                    time.sleep(600)
+                    # In the child of a thread CPython 3.13 looks for signals in such calls alone.
+                    while True:
+                        time.sleep(0.1)
+                        signal.signal(signal.SIGWINCH, signal.SIG_DFL)
                 except KeyboardInterrupt:
                     os._exit(7)
-                os._exit(8)
             os.read(read, 1)
             os.kill(pid, number)
             return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
@@ -774,6 +776,33 @@ def test_process_that_the_application_forks_can_be_ended(project: Project) -> No
     server = project.start()
     assert get(server.port()) == b"(-15, 7)"
     assert server.end(signal.SIGTERM) == 0
+
+
+def test_forked_process_is_ended_while_it_computes(project: Project) -> None:
+    """The server handles none of its signals, also where CPython 3.13 would not look for them."""
+    project.write(
+        """
+        import os, signal, time, warnings
+        warnings.simplefilter("ignore")
+        def child():
+            read, write = os.pipe()
+            pid = os.fork()
+            if pid == 0:
+                os.write(write, b".")
+                end = time.monotonic() + 60
+                while time.monotonic() < end:
+                    pass
+                os._exit(0)
+            os.read(read, 1)
+            os.kill(pid, signal.SIGTERM)
+            return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        """
+        + answering("{child() for _ in range(20)}").replace("\n", "\n" + " " * 8)
+    )
+    server = project.start()
+    assert get(server.port()) == b"{-15}"
+    assert server.end(signal.SIGTERM) == 0
+    assert "wakeup" not in server.log()
 
 
 def test_exit_functions_of_the_application_run(project: Project) -> None:
