@@ -380,9 +380,12 @@ def expect_process_agrees(server: Server, stream: bytes, reading: Reading) -> No
                 assert answer["environ"]["RAW_URI"].encode("latin-1") == request.target, stream
                 assert answer["body"].encode("latin-1") == request.body, stream
         if reading.end == "refused":
-            refusal = connection.response("GET")
+            refusal = connection.head()
             assert refusal.status == reading.status, (stream, refusal)
-            assert refusal.body.endswith(b": %s\n" % reading.reason.encode()), (stream, refusal)
+            reason = connection.read_to_end(reset_counts=True)
+            # Which method was refused the program does not say; a refused HEAD has no content.
+            if reason or b"HEAD " not in stream:
+                assert reason.endswith(b": %s\n" % reading.reason.encode()), (stream, refusal)
         connection.expect_cut()
 
 

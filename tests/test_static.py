@@ -34,7 +34,7 @@ FILES: dict[str, str | bytes] = {
     "www/app.js": SCRIPT,
     "www/app.js.br": b"brotli",
     "www/app.js.zst": b"zstandard",
-    "www/app.js.gz": gzip.compress(SCRIPT),
+    "www/app.js.gz": gzip.compress(SCRIPT, mtime=0),
     "www/picture.png": PICTURE,
     "www/empty.txt": b"",
     "www/a b/c+d.txt": b"odd names",
@@ -287,10 +287,10 @@ def test_fifo_socket_and_device_are_not_served(site: Server, connection: Connect
 @pytest.mark.parametrize(
     ("accept", "coding", "body"),
     [
-        ("gzip", "gzip", gzip.compress(SCRIPT)),
+        ("gzip", "gzip", gzip.compress(SCRIPT, mtime=0)),
         ("gzip, deflate, br, zstd", "br", b"brotli"),
         ("gzip, zstd", "zstd", b"zstandard"),
-        ("br;q=0.5, gzip;q=0.8, zstd;q=0.1", "gzip", gzip.compress(SCRIPT)),
+        ("br;q=0.5, gzip;q=0.8, zstd;q=0.1", "gzip", gzip.compress(SCRIPT, mtime=0)),
         ("br;q=0, *", "zstd", b"zstandard"),
         ("deflate", None, SCRIPT),
         ("", None, SCRIPT),

@@ -28,7 +28,8 @@ def run(*arguments: str, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess[
     return subprocess.run(
         [*COMMAND, *arguments],
         cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        # Wide enough that no line is cut.
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "COLUMNS": "200"},
         capture_output=True,
         text=True,
         timeout=PATIENCE,
