@@ -439,7 +439,10 @@ def test_taken_port_is_told_before_the_application_is_imported(project: Project)
 
 
 def test_nobody_waits_for_an_application_that_is_still_imported(project: Project) -> None:
-    project.write("import time\nopen('importing', 'w').close()\ntime.sleep(600)\n")
+    # In short steps: a signal just before a system call does not end it.
+    project.write(
+        "import time\nopen('importing', 'w').close()\nfor _ in range(6000):\n    time.sleep(0.1)\n"
+    )
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     server = project.start("--set", f"listen.bind=127.0.0.1:{port}")
