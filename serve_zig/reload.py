@@ -50,6 +50,9 @@ _LIFE_SECONDS_MIN = 1.0
 # No balancer has to hear of a server that is replaced.
 _HURRY = ["timeouts.drain_delay=0.0"]
 
+# How long the first start waits for a watch to begin, which takes 50 ms where files can be watched.
+_WATCH_SECONDS = 5.0
+
 _SOURCES = (".py", ".pyi", ".pyx", ".pyd", ".so")
 _SHOWN_MAX = 3
 
@@ -110,6 +113,18 @@ def _watcher() -> Callable[..., Changes]:
             f"--reload needs watchfiles ({error}); install it: pip install 'serve-zig[reload]'"
         ) from None
     return watch
+
+
+class _StopOfWatch:
+    """Whether a watch shall end. watchfiles asks for the first time 50 ms after it has begun."""
+
+    def __init__(self, stopped: threading.Event) -> None:
+        self.was_asked = threading.Event()
+        self._stopped = stopped
+
+    def is_set(self) -> bool:
+        self.was_asked.set()
+        return self._stopped.is_set()
 
 
 class _Supervisor:
@@ -201,7 +216,9 @@ class _Supervisor:
             threading.Thread(target=run, name="serve-zig-watchdog", daemon=True).start()
 
     def _watch_one(self, folder: str, *, is_recursive: bool) -> None:
+        """Return when the watch has begun: a change after that is not missed."""
         self._watched.add(folder)
+        stop = _StopOfWatch(self._stopped)
 
         def run() -> None:
             try:
@@ -209,7 +226,7 @@ class _Supervisor:
                 for changes in self._watch(
                     folder,
                     watch_filter=self._filter(),
-                    stop_event=self._stopped,
+                    stop_event=stop,
                     recursive=is_recursive,
                     raise_interrupt=False,
                     ignore_permission_denied=True,
@@ -217,8 +234,11 @@ class _Supervisor:
                     self._events.put(("change", sorted({path for _, path in changes})))
             except Exception as error:
                 self._events.put(("failure", f"{folder} cannot be watched: {error}"))
+            finally:
+                stop.was_asked.set()
 
         threading.Thread(target=run, name="serve-zig-watch", daemon=True).start()
+        stop.was_asked.wait(_WATCH_SECONDS)
 
     def _filter(self) -> Callable[[object, str], bool]:
         from watchfiles import DefaultFilter

@@ -194,6 +194,27 @@ def test_several_changes_at_once_are_one(reloading: Reloading) -> None:
     assert "a.py, b.py, c.py and 1 more changed; restarting" in reloading.log()
 
 
+SLOW_WATCHFILES = """
+import time
+class DefaultFilter:
+    pass
+def watch(folder, *, stop_event, **others):
+    time.sleep(2)
+    open("watched", "w").close()
+    while not stop_event.is_set():
+        time.sleep(0.05)
+    return iter(())
+"""
+
+
+def test_server_starts_when_its_sources_are_watched(reloading: Reloading) -> None:
+    """Else a change is missed that comes as soon as the server says that it serves."""
+    (reloading.folder / "watchfiles.py").write_text(SLOW_WATCHFILES, "utf-8")
+    reloading.start()
+    reloading.wait_serving()
+    assert (reloading.folder / "watched").exists()
+
+
 def test_what_is_no_source_restarts_nothing(reloading: Reloading) -> None:
     (reloading.folder / "node_modules").mkdir()
     reloading.start()
