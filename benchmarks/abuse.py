@@ -34,7 +34,7 @@ from load import (
     HOST,
     Figures,
     LoadError,
-    finish_wrk,
+    finish_client,
     free_port,
     pinned,
     start_wrk,
@@ -228,7 +228,7 @@ def children_cpu() -> float:
 
 
 def load_hello(port: int, seconds: int) -> Figures:
-    return finish_wrk(start_wrk(port, HELLO.loads[0], seconds, LOAD_CORES), seconds)
+    return finish_client(start_wrk(port, HELLO.loads[0], seconds, LOAD_CORES), seconds)
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import significance
 from peers import FLOOR, SERVE_ZIG, SERVERS
-from results import Results
+from results import Results, Rounds
 from workloads import SWITCH_INTERVAL_MS
 
 PEERS = [server.name for server in SERVERS if server.is_peer]
 THREADED_PEERS = [server.name for server in SERVERS if server.is_peer and server.threaded]
+# A figure so near to its bar says something only with a test of significance.
+NEAR = 0.05
 # How much of a change counts as "unchanged": less than rounds of the same server differ by.
 RATE_UNCHANGED = 0.95
 P99_UNCHANGED = 1.10
@@ -23,49 +26,65 @@ class Bar:
     figure: str
     # None: not measured in this run.
     met: bool | None
+    # Of a figure within 5 % of the bar: how probable it is that rounds on the bar look like this.
+    p_value: float | None = None
+
+    @property
+    def verdict(self) -> str:
+        if self.met is None:
+            return "not measured"
+        word = "met" if self.met else "**missed**"
+        if self.p_value is None:
+            return word
+        if self.p_value < significance.LEVEL:
+            return f"{word} (p = {self.p_value:.3f})"
+        return f"not decided: {word}, p = {self.p_value:.2f}"
 
 
 def unmeasured(workload: str, text: str) -> Bar:
     return Bar(workload, text, "", None)
 
 
+def near(ours: Rounds, theirs: Rounds, limit: float) -> float | None:
+    """The chance that the rounds differ so from `limit` times the other's; None far from it."""
+    if abs(ours.median / (limit * theirs.median) - 1) >= NEAR:
+        return None
+    return significance.p_value(ours.values, [limit * value for value in theirs.values])
+
+
 def at_most(
     workload: str,
     text: str,
-    own: float | None,
-    other: tuple[str, float] | None,
+    own: Rounds | None,
+    other: Rounds | None,
     limit: float,
     unit: str,
 ) -> Bar:
     """`own` is at most `limit` times the other's figure."""
     if own is None or other is None:
         return unmeasured(workload, text)
-    name, value = other
-    figure = f"{own / value:.2f} ({own:.1f} to {name}'s {value:.1f} {unit})"
-    return Bar(workload, text, figure, own <= limit * value)
+    ratio = own.median / other.median
+    figure = f"{ratio:.2f} ({own.median:.1f} to {other.server}'s {other.median:.1f} {unit})"
+    return Bar(workload, text, figure, ratio <= limit, near(own, other, limit))
 
 
 def at_least(
     workload: str,
     text: str,
-    own: float | None,
-    other: tuple[str, float] | None,
+    own: Rounds | None,
+    other: Rounds | None,
     limit: float,
 ) -> Bar:
     if own is None or other is None:
         return unmeasured(workload, text)
-    name, value = other
-    figure = f"{own / value:.2f} ({own:,.0f}/s to {name}'s {value:,.0f}/s)"
-    return Bar(workload, text, figure, own >= limit * value)
-
-
-def named(name: str, value: float | None) -> tuple[str, float] | None:
-    return None if value is None else (name, value)
+    ratio = own.median / other.median
+    figure = f"{ratio:.2f} ({own.median:,.0f}/s to {other.server}'s {other.median:,.0f}/s)"
+    return Bar(workload, text, figure, ratio >= limit, near(own, other, limit))
 
 
 def cpu_bars(results: Results) -> list[Bar]:
-    def cpu(workload: str, server: str) -> float | None:
-        return results.cpu(workload, server)
+    def cpu(workload: str, server: str) -> Rounds | None:
+        return results.rounds(workload, server, lambda sample: sample.cpu_microseconds)
 
     hello = cpu("hello", SERVE_ZIG)
     return [
@@ -73,7 +92,7 @@ def cpu_bars(results: Results) -> list[Bar]:
             "hello",
             "CPU a request at most 0.80 of bjoern",
             hello,
-            named("bjoern", cpu("hello", "bjoern")),
+            cpu("hello", "bjoern"),
             0.80,
             "µs",
         ),
@@ -81,7 +100,7 @@ def cpu_bars(results: Results) -> list[Bar]:
             "hello",
             "CPU a request at most 1.35 of the floor",
             hello,
-            named("the floor", cpu("hello", FLOOR)),
+            cpu("hello", FLOOR),
             1.35,
             "µs",
         ),
@@ -89,7 +108,7 @@ def cpu_bars(results: Results) -> list[Bar]:
             "json",
             "CPU a request at most 0.70 of bjoern",
             cpu("json", SERVE_ZIG),
-            named("bjoern", cpu("json", "bjoern")),
+            cpu("json", "bjoern"),
             0.70,
             "µs",
         ),
@@ -106,7 +125,7 @@ def cpu_bars(results: Results) -> list[Bar]:
                 "stream",
                 f"64 chunks of 1 KiB: CPU a request below {peer}",
                 cpu("stream", SERVE_ZIG),
-                named(peer, cpu("stream", peer)),
+                cpu("stream", peer),
                 1.0,
                 "µs",
             )
@@ -117,8 +136,10 @@ def cpu_bars(results: Results) -> list[Bar]:
 
 def rate_bars(results: Results) -> list[Bar]:
     def against_best(workload: str, load: str, text: str) -> Bar:
-        best = results.best(workload, PEERS, lambda name: results.rate(workload, name, load))
-        return at_least(workload, text, results.rate(workload, SERVE_ZIG, load), best, 1.0)
+        def rate(server: str) -> Rounds | None:
+            return results.rounds(workload, server, lambda sample: sample.loads[load].rate)
+
+        return at_least(workload, text, rate(SERVE_ZIG), results.best(workload, PEERS, rate), 1.0)
 
     return [
         against_best("flask", "flask", "requests/s above every peer"),
@@ -159,7 +180,10 @@ def sleep_bars(results: Results) -> list[Bar]:
 def mixed_sleep_bars(results: Results) -> list[Bar]:
     name = "mixed_sleep"
     ideal = 320.0
-    best = results.best(name, THREADED_PEERS, lambda server: results.rate(name, server, "fast"))
+
+    def fast(server: str) -> Rounds | None:
+        return results.rounds(name, server, lambda sample: sample.loads["fast"].rate)
+
     return [
         limit_bar(
             name,
@@ -171,8 +195,8 @@ def mixed_sleep_bars(results: Results) -> list[Bar]:
         at_least(
             name,
             "fast requests/s at least 1.5 times the best threaded peer",
-            results.rate(name, SERVE_ZIG, "fast"),
-            best,
+            fast(SERVE_ZIG),
+            results.best(name, THREADED_PEERS, fast),
             1.5,
         ),
         limit_bar(
@@ -205,7 +229,7 @@ def mixed_cpu_bars(results: Results) -> list[Bar]:
 
 def idle_bars(results: Results) -> list[Bar]:
     rows = [row for row in results.rows("idle", SERVE_ZIG) if row.idle is not None]
-    each = results.median("idle", SERVE_ZIG, lambda s: s.idle.bytes_each if s.idle else 0)
+    each = results.median("idle", SERVE_ZIG, lambda s: s.idle.bytes_each if s.idle else None)
     answered = min((row.idle.answered for row in rows if row.idle), default=0)
     bars = [
         limit_bar(
@@ -220,14 +244,14 @@ def idle_bars(results: Results) -> list[Bar]:
     rate = results.median(
         "idle",
         SERVE_ZIG,
-        lambda s: s.loads["hello"].rate / s.idle.before.rate if s.idle else 0,
+        lambda s: s.loads["hello"].rate / s.idle.before.rate if s.idle else None,
     )
     bars.append(limit_bar("idle", text, rate, lambda r: r >= RATE_UNCHANGED, "{:.1%}"))
     text = f"p99 unchanged (at most {P99_UNCHANGED:.0%} of that without them)"
     p99 = results.median(
         "idle",
         SERVE_ZIG,
-        lambda s: s.loads["hello"].p99 / s.idle.before.p99 if s.idle else 0,
+        lambda s: s.open_loads["hello"].p99 / s.idle.open_before.p99 if s.idle else None,
     )
     bars.append(limit_bar("idle", text, p99, lambda r: r <= P99_UNCHANGED, "{:.1%}"))
     return bars

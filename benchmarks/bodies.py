@@ -29,7 +29,7 @@ from pathlib import Path
 from load import (
     HOST,
     Figures,
-    finish_wrk,
+    finish_client,
     free_port,
     pinned,
     start_wrk,
@@ -163,7 +163,7 @@ def download(port: int, size: int) -> int:
 
 
 def load_hello(port: int, seconds: int) -> Figures:
-    return finish_wrk(start_wrk(port, HELLO.loads[0], seconds, CLIENT_CORES), seconds)
+    return finish_client(start_wrk(port, HELLO.loads[0], seconds, CLIENT_CORES), seconds)
 
 
 class Beside:

@@ -1,4 +1,4 @@
-"""Loads a server with wrk, after making sure that it answers as the workload expects."""
+"""Loads a server with wrk or at a fixed rate, after making sure that it answers as expected."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from workloads import HERE, Load, Workload
 HOST = "127.0.0.1"
 START_SECONDS = 30.0
 # Beyond its own duration: wrk connects first, and waits for its threads at the end.
-WRK_SPARE_SECONDS = 20
+CLIENT_SPARE_SECONDS = 20
 
 
 class LoadError(Exception):
@@ -27,7 +27,7 @@ class LoadError(Exception):
 
 @dataclass(frozen=True)
 class Figures:
-    """What one wrk saw. Latencies are in milliseconds.
+    """What one client saw. Latencies are in milliseconds.
 
     Where no request was answered at all they are the length of the run: no less is known of them,
     and zero would read as the best there is.
@@ -89,14 +89,26 @@ def start_wrk(port: int, load: Load, seconds: int, cores: Sequence[int]) -> subp
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def finish_wrk(wrk: subprocess.Popen[str], seconds: int) -> Figures:
+def start_open_loop(
+    port: int, load: Load, seconds: int, cores: Sequence[int]
+) -> subprocess.Popen[str]:
+    command = [
+        *pinned(cores),
+        *(sys.executable, str(HERE / "open_loop.py"), str(port), load.path),
+        *(str(load.connections), str(load.open_rate), str(seconds)),
+    ]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish_client(client: subprocess.Popen[str], seconds: int) -> Figures:
+    """The figures of wrk, or of open_loop.py."""
     try:
-        output, complaint = wrk.communicate(timeout=seconds + WRK_SPARE_SECONDS)
+        output, complaint = client.communicate(timeout=seconds + CLIENT_SPARE_SECONDS)
     except subprocess.TimeoutExpired:
-        raise LoadError("wrk did not end") from None
+        raise LoadError("the client did not end") from None
     lines = [line for line in output.splitlines() if line.startswith("{")]
-    if wrk.returncode != 0 or not lines:
-        raise LoadError(f"wrk failed: {(complaint or output).strip()[-300:]}")
+    if client.returncode != 0 or not lines:
+        raise LoadError(f"the client failed: {(complaint or output).strip()[-300:]}")
     raw: dict[str, float] = json.loads(lines[-1])
     latencies = [raw[name] / 1000 for name in ("p50", "p99", "p999")]
     if raw["requests"] == 0:
@@ -113,19 +125,25 @@ def finish_wrk(wrk: subprocess.Popen[str], seconds: int) -> Figures:
 
 
 def run_loads(
-    port: int, workload: Workload, seconds: int, cores: Sequence[int]
+    port: int, workload: Workload, seconds: int, cores: Sequence[int], *, is_open: bool = False
 ) -> dict[str, Figures]:
-    """All loads of the workload at once; figures by the name of the load."""
+    """All loads of the workload at once; figures by the name of the load.
+
+    With ``is_open`` those that have a rate keep to it, and the figures are of these alone.
+    """
     running: dict[str, subprocess.Popen[str]] = {}
     try:
         for load in workload.loads:
-            running[load.name] = start_wrk(port, load, seconds, cores)
-        return {name: finish_wrk(wrk, seconds) for name, wrk in running.items()}
+            start = start_open_loop if is_open and load.open_rate is not None else start_wrk
+            running[load.name] = start(port, load, seconds, cores)
+        figures = {name: finish_client(client, seconds) for name, client in running.items()}
     finally:
-        for wrk in running.values():
-            if wrk.poll() is None:
-                wrk.kill()
-                wrk.communicate()
+        for client in running.values():
+            if client.poll() is None:
+                client.kill()
+                client.communicate()
+    rated = {load.name for load in workload.loads if load.open_rate is not None}
+    return {name: one for name, one in figures.items() if not is_open or name in rated}
 
 
 class IdleConnections:

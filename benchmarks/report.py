@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from bars import all_bars
 from peers import FLOOR, SERVERS
-from results import Results, Sample
+from results import Results, Rounds, Sample
 from workloads import Load, Workload
 
 
@@ -27,9 +27,16 @@ def spread(values: Sequence[float], digits: int) -> str:
 def load_rows(results: Results, workload: Workload, load: Load) -> list[list[str]]:
     name = workload.name
     peers = [server.name for server in SERVERS if server.is_peer]
-    best = results.best(name, peers, lambda server: results.rate(name, server, load.name))
+
+    def rates(server: str) -> Rounds | None:
+        return results.rounds(name, server, lambda s: s.loads[load.name].rate)
+
+    def cpus(server: str) -> Rounds | None:
+        return results.rounds(name, server, lambda s: s.cpu_microseconds)
+
+    best = results.best(name, peers, rates)
     bjoern, floor = results.cpu(name, "bjoern"), results.cpu(name, FLOOR)
-    best_cpu = results.best(name, peers, lambda server: results.cpu(name, server), min)
+    best_cpu = results.best(name, peers, cpus, min)
     rows = []
     for server in results.servers(name):
         samples = results.rows(name, server)
@@ -39,15 +46,17 @@ def load_rows(results: Results, workload: Workload, load: Load) -> list[list[str
             results.median(name, server, lambda s: s.loads[load.name].p99),
             results.median(name, server, lambda s: s.loads[load.name].p999),
         ]
+        if load.open_rate is not None:
+            latencies.append(results.p99(name, server, load.name))
         rows.append(
             [
                 server,
                 f"{rate:,.0f}" if rate is not None else "-",
                 spread([sample.loads[load.name].rate for sample in samples], 0),
-                ratio(rate, best[1] if best else None),
+                ratio(rate, best.median if best else None),
                 f"{cpu:.1f}" if cpu is not None else "-",
                 ratio(cpu, bjoern),
-                ratio(cpu, best_cpu[1] if best_cpu else None),
+                ratio(cpu, best_cpu.median if best_cpu else None),
                 ratio(cpu, floor),
                 *(f"{value:.2f}" if value is not None else "-" for value in latencies),
                 str(sum(sample.loads[load.name].errors for sample in samples)),
@@ -75,6 +84,13 @@ IDLE_HEADS = (
 )
 
 
+def load_heads(load: Load) -> tuple[str, ...]:
+    if load.open_rate is None:
+        return LOAD_HEADS
+    place = LOAD_HEADS.index("errors")
+    return (*LOAD_HEADS[:place], f"p99 ms at {load.open_rate:,.0f}/s", *LOAD_HEADS[place:])
+
+
 def mib(results: Results, workload: str, server: str, field: str) -> str:
     def read(sample: Sample) -> float:
         value: int = getattr(sample, field)
@@ -98,7 +114,9 @@ def idle_rows(results: Results) -> list[list[str]]:
         samples = [row for row in results.rows("idle", server) if row.idle is not None]
         each = results.median("idle", server, lambda s: s.idle.bytes_each if s.idle else 0)
         before_rate = results.median("idle", server, lambda s: s.idle.before.rate if s.idle else 0)
-        before_p99 = results.median("idle", server, lambda s: s.idle.before.p99 if s.idle else 0)
+        before_p99 = results.median(
+            "idle", server, lambda s: s.idle.open_before.p99 if s.idle else 0
+        )
         rate, p99 = results.rate("idle", server, "hello"), results.p99("idle", server, "hello")
         rows.append(
             [
@@ -123,7 +141,7 @@ def workload_section(results: Results, workload: Workload) -> list[str]:
     for load in workload.loads:
         if len(workload.loads) > 1:
             lines += [f"The {load.name} requests (CPU is of both loads together):", ""]
-        lines += [*table(LOAD_HEADS, load_rows(results, workload, load)), ""]
+        lines += [*table(load_heads(load), load_rows(results, workload, load)), ""]
     if workload.idle_connections:
         lines += [*table(IDLE_HEADS, idle_rows(results)), ""]
     heads = ["server", "RSS MiB after start", "PSS after start"]
@@ -137,10 +155,7 @@ def workload_section(results: Results, workload: Workload) -> list[str]:
 
 
 def bars_section(results: Results) -> list[str]:
-    words = {True: "met", False: "**missed**", None: "not measured"}
-    rows = [
-        [bar.workload, bar.text, bar.figure or "-", words[bar.met]] for bar in all_bars(results)
-    ]
+    rows = [[bar.workload, bar.text, bar.figure or "-", bar.verdict] for bar in all_bars(results)]
     return ["## The bars", "", *table(("workload", "bar", "figure", ""), rows, 4), ""]
 
 
@@ -154,6 +169,13 @@ its requests is not taken for the best one. Latencies are wrk's; those of a load
 at all are the length of the run. What is in flight when wrk stops is not counted, which takes up
 to one request a connection off each run. Errors are connection and read errors, time-outs (2 s)
 and replies other than 2xx and 3xx together.
+
+wrk waits for each answer before it asks again, so that its percentiles lack what it did not send
+while the server stood still. The bars on p99 are of a second run at a fixed rate
+(open_loop.py), in which each latency is counted from when the request was due. A figure within
+5 % of its bar says something only if the rounds differ by more than chance: beside it stands the
+p-value of the Mann-Whitney U test over the rounds, and without significance the bar counts as
+not decided.
 """
 
 

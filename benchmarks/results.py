@@ -8,7 +8,6 @@ import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from load import Figures
 
@@ -18,12 +17,13 @@ ERROR_SHARE_MAX = 0.001
 
 @dataclass(frozen=True)
 class Idle:
-    """The idle connections of one sample; `before` is the same load without them."""
+    """The idle connections of one sample; `before` and `open_before` are the same loads without."""
 
     answered: int
     still_open: int
     bytes_each: float
     before: Figures
+    open_before: Figures
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,25 @@ class Sample:
     rss_load: int
     pss_load: int
     idle: Idle | None = None
+    # The loads that have a rate, once more at that rate; see open_loop.py.
+    open_loads: dict[str, Figures] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """One figure of one server, in each round."""
+
+    server: str
+    values: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.values)
+
+
+def open_p99(sample: Sample, load: str) -> float | None:
+    figures = sample.open_loads.get(load)
+    return None if figures is None else figures.p99
 
 
 @dataclass
@@ -56,9 +75,19 @@ class Results:
     def rows(self, workload: str, server: str) -> list[Sample]:
         return [s for s in self.samples if s.workload == workload and s.server == server]
 
-    def median(self, workload: str, server: str, figure: Callable[[Sample], float]) -> float | None:
-        values = [figure(sample) for sample in self.rows(workload, server)]
-        return statistics.median(values) if values else None
+    def rounds(
+        self, workload: str, server: str, figure: Callable[[Sample], float | None]
+    ) -> Rounds | None:
+        """The figure of each round that has one; None where none has."""
+        found = (figure(sample) for sample in self.rows(workload, server))
+        values = tuple(value for value in found if value is not None)
+        return Rounds(server, values) if values else None
+
+    def median(
+        self, workload: str, server: str, figure: Callable[[Sample], float | None]
+    ) -> float | None:
+        rounds = self.rounds(workload, server, figure)
+        return None if rounds is None else rounds.median
 
     def cpu(self, workload: str, server: str) -> float | None:
         return self.median(workload, server, lambda s: s.cpu_microseconds)
@@ -67,7 +96,10 @@ class Results:
         return self.median(workload, server, lambda s: s.loads[load].rate)
 
     def p99(self, workload: str, server: str, load: str) -> float | None:
-        return self.median(workload, server, lambda s: s.loads[load].p99)
+        """At the load's fixed rate: what wrk does not send while the server stands still is missing
+        from wrk's percentiles.
+        """
+        return self.median(workload, server, lambda s: open_p99(s, load))
 
     def errors(self, workload: str, server: str) -> int:
         rows = self.rows(workload, server)
@@ -82,19 +114,16 @@ class Results:
         self,
         workload: str,
         servers: Iterable[str],
-        figure: Callable[[str], float | None],
-        choose: Callable[..., Any] = max,
-    ) -> tuple[str, float] | None:
-        """The server whose figure is the best, among those that did not fail requests."""
+        figure: Callable[[str], Rounds | None],
+        choose: Callable[..., Rounds] = max,
+    ) -> Rounds | None:
+        """The server whose median is the best, among those that did not fail requests."""
         measured = [
-            (name, value)
+            rounds
             for name in servers
-            if self.sound(workload, name) and (value := figure(name)) is not None
+            if self.sound(workload, name) and (rounds := figure(name)) is not None
         ]
-        if not measured:
-            return None
-        best: tuple[str, float] = choose(measured, key=lambda pair: pair[1])
-        return best
+        return choose(measured, key=lambda rounds: rounds.median) if measured else None
 
     def write(self, path: Path) -> None:
         path.write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n")

@@ -125,9 +125,10 @@ def measure(plan: Plan, server: Server, workload: Workload, turn: int) -> Sample
             return Sample(server.name, workload.name, turn, {}, 0, *memory, *memory)
         run_loads(start.port, workload, WARM_UP_SECONDS, load_cores)
         if workload.idle_connections:
-            loads, cpu, idle = load_beside_idle(plan, process, start, load_cores)
+            loads, open_loads, cpu, idle = load_beside_idle(plan, process, start, load_cores)
         else:
             loads, cpu = load_once(plan, process, start, load_cores)
+            open_loads = load_openly(plan, start, load_cores)
             idle = None
         after = process.memory()
         if not process.running:
@@ -143,6 +144,7 @@ def measure(plan: Plan, server: Server, workload: Workload, turn: int) -> Sample
             after.rss,
             after.pss,
             idle,
+            open_loads,
         )
 
 
@@ -159,11 +161,19 @@ def load_once(
     return loads, spent / requests * 1e6
 
 
+def load_openly(plan: Plan, start: Start, cores: Sequence[int]) -> dict[str, Figures]:
+    """The figures of the loads that have a fixed rate, at that rate; none where none has."""
+    if all(load.open_rate is None for load in start.workload.loads):
+        return {}
+    return run_loads(start.port, start.workload, plan.seconds, cores, is_open=True)
+
+
 def load_beside_idle(
     plan: Plan, process: Process, start: Start, cores: Sequence[int]
-) -> tuple[dict[str, Figures], float, Idle]:
+) -> tuple[dict[str, Figures], dict[str, Figures], float, Idle]:
     """The same load without and with idle connections, in one life of the server."""
     without, _ = load_once(plan, process, start, cores)
+    openly_without = load_openly(plan, start, cores)
     before = process.memory()
     count = min(start.workload.idle_connections, descriptors() - DESCRIPTORS_SPARE)
     with idle_connections(start.port, count, cores) as client:
@@ -172,13 +182,16 @@ def load_beside_idle(
         time.sleep(SETTLE_SECONDS)
         grown = process.memory().rss - before.rss
         loads, cpu = load_once(plan, process, start, cores)
+        open_loads = load_openly(plan, start, cores)
+        name = start.workload.loads[0].name
         idle = Idle(
             answered=client.answered,
             still_open=client.still_open(),
             bytes_each=grown * 1024 / client.answered,
-            before=without[start.workload.loads[0].name],
+            before=without[name],
+            open_before=openly_without[name],
         )
-    return loads, cpu, idle
+    return loads, open_loads, cpu, idle
 
 
 def descriptors() -> int:
@@ -219,6 +232,8 @@ def line(sample: Sample) -> str:
             f"{name} {figures.rate:,.0f}/s p50 {figures.p50:.2f} p99 {figures.p99:.2f} "
             f"p99.9 {figures.p999:.2f} ms" + (f" {figures.errors} errors" * (figures.errors > 0))
         )
+    for name, figures in sample.open_loads.items():
+        parts.append(f"at {figures.rate:,.0f}/s: {name} p99 {figures.p99:.2f} ms")
     if sample.loads:
         parts.append(f"{sample.cpu_microseconds:.1f} µs CPU")
     if sample.idle is not None:

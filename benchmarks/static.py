@@ -31,7 +31,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from load import HOST, LoadError, finish_wrk, free_port, start_wrk, wrk_version
+from load import HOST, LoadError, finish_client, free_port, start_wrk, wrk_version
 from peers import ROOT, core_build, environment
 from process import Process
 from run import SETTLE_SECONDS, WARM_UP_SECONDS, revision
@@ -203,9 +203,9 @@ def measure(
             cpu = (process.cpu_seconds() - before) * 1e6
             return Sample(server, file.name, turn, file.size / took / 1e9, cpu, 0)
         load = Load("static", file.path, file.connections)
-        finish_wrk(start_wrk(port, load, WARM_UP_SECONDS, load_cores), WARM_UP_SECONDS)
+        finish_client(start_wrk(port, load, WARM_UP_SECONDS, load_cores), WARM_UP_SECONDS)
         before = process.cpu_seconds()
-        figures = finish_wrk(start_wrk(port, load, seconds, load_cores), seconds)
+        figures = finish_client(start_wrk(port, load, seconds, load_cores), seconds)
         spent = process.cpu_seconds() - before
         if figures.requests == 0:
             raise LoadError(f"answered nothing: {process.log()}")

@@ -7,8 +7,11 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -86,10 +89,65 @@ def test_the_bars_are_computed_from_the_medians(monkeypatch: pytest.MonkeyPatch)
     echo = by_text["echo", "CPU a request at most 0.75 of the best peer"]
     assert echo.met is True
     assert echo.figure == "0.74 (7.4 to bjoern's 10.0 µs)"
+    # So near to the bar, and of three rounds.
+    assert echo.verdict == "not decided: met, p = 0.40"
     measured.samples += [sample("serve-zig", turn, 8) for turn in (3, 4)]
     missed = next(bar for bar in bars.all_bars(measured) if bar.workload == "echo")
     assert missed.met is False
     assert by_text["json", "CPU a request at most 0.70 of bjoern"].met is None
+
+
+def test_significance_of_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside the exact values of the tables of the Mann-Whitney test."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    significance = importlib.import_module("significance")
+    apart = significance.p_value([1, 2, 3, 4, 5], [6, 7, 8, 9, 10])
+    assert apart == pytest.approx(2 / 252)
+    assert significance.p_value([1, 2, 3], [4, 5, 6]) == pytest.approx(2 / 20)
+    assert significance.p_value([1, 3, 5, 7], [2, 4, 6, 8]) == pytest.approx(0.6857, abs=1e-4)
+    assert significance.p_value([5, 5, 5], [5, 5, 5]) == 1
+    assert significance.p_value([1.5], []) == 1
+    # Beyond some rounds it is approximated.
+    for count, difference in ((9, 1.5), (9, 3.5), (8, 5.5)):
+        ours = [float(number) for number in range(count)]
+        theirs = [number + difference for number in ours]
+        exact = significance.p_value(ours, theirs)
+        with monkeypatch.context() as patch:
+            patch.setattr(significance, "_EXACT_MAX", 0)
+            assert significance.p_value(ours, theirs) == pytest.approx(exact, abs=0.01)
+    many = [float(number) for number in range(40)]
+    assert significance.p_value(many, many) > 0.9
+
+
+def test_an_open_loop_counts_what_it_could_not_send(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A server that stands still for a second is late for every request that was due then."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    open_loop = importlib.import_module("open_loop")
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            with listener.accept()[0] as connection:
+                number = 0
+                while connection.recv(4096):
+                    number += 1
+                    if number == 20:
+                        time.sleep(1)
+                    connection.sendall(answer)
+
+        server = threading.Thread(target=serve)
+        server.start()
+        load = open_loop.OpenLoop(listener.getsockname()[1], "/", 1, rate=100)
+        found = load.run(1.5)
+        load.close()
+        server.join()
+    assert 149 <= found["requests"] <= 151
+    # Two of three requests were due while it slept; a closed loop would have seen one.
+    assert found["p50"] > 100_000
+    assert found["p99"] > 900_000
+    assert found["timeout"] == found["read"] == 0
 
 
 def test_one_short_attack(tmp_path: Path) -> None:
