@@ -3,12 +3,14 @@
 import signal
 import threading
 import time
+import tomllib
 from collections import Counter
 from typing import Any
 
 import pytest
 
-from serving import Server, Servers, wait_until
+from admin_client import AdminClient
+from serving import Server, Servers, free_port, wait_until
 from wire import PATIENCE, Connection, all_closed, get, post
 
 PIECE_BYTES = 65536
@@ -17,7 +19,8 @@ APP = "own_thread:app"
 
 def threads(count: int, **tables: Any) -> dict[str, Any]:
     """Return a configuration with so many threads."""
-    return {"concurrency": {"threads": count}, **tables}
+    admin = {"bind": f"127.0.0.1:{free_port()}"}
+    return {"concurrency": {"threads": count}, "admin": admin, **tables}
 
 
 def open_streams(server: Server, target: str, count: int) -> list[Connection]:
@@ -30,15 +33,20 @@ def open_streams(server: Server, target: str, count: int) -> list[Connection]:
         connection = server.connect(receive_buffer=4096)
         connection.send(get(target.format(number)))
         opened.append(connection)
-        # As long as one is running it cannot be told from a parked one but by a request of its own.
         wait_until(lambda: is_idle(server), PATIENCE, lambda: "the stream was not parked")
     return opened
 
 
 def is_idle(server: Server) -> bool:
-    """Whether nothing but this request runs."""
-    status = server.exchange(get("/numbers")).json()["status"]
-    return bool(status["running"] == 1 and status["queued"] == 0)
+    """Whether no thread runs an application, and no request waits.
+
+    The admin listener is asked: the thread that answers a request of the test's would go on for a
+    moment after its answer, and is not free for the next one then.
+    """
+    config = tomllib.loads((server.folder / "serve.toml").read_text("utf-8"))
+    status = AdminClient(config["admin"]["bind"]).json()
+    is_busy = status["threads"]["running"] or status["threads"]["attaching"]
+    return not is_busy and status["queue"]["depth"] == 0
 
 
 def block(server: Server, count: int) -> list[Connection]:
