@@ -13,7 +13,10 @@ const sys = @import("sys.zig");
 const date_module = @import("date.zig");
 const refusal_module = @import("refusal.zig");
 const Connection = @import("connection.zig").Connection;
-const RequestInfo = @import("in_flight.zig").RequestInfo;
+const in_flight = @import("in_flight.zig");
+const request_ids = @import("request_id.zig");
+const Current = in_flight.Current;
+const RequestInfo = in_flight.RequestInfo;
 const Lane = @import("observer.zig").Lane;
 const Server = @import("server.zig").Server;
 
@@ -217,10 +220,7 @@ pub fn look(server: *Server, lane: *Lane, date: *date_module.Date, now_ms: u64) 
             .answered = false,
         };
         const prefix = &server.pool.id_prefix;
-        // The worker may be in its next call by now: what was read is this call's only if that is
-        // still in progress.
-        const is_known = crew.current.read(&report.request, prefix, sys.monotonic_ns()) and
-            crew.call.is_running(seen.number);
+        const is_known = describe(&crew.current, &crew.call, &report, prefix);
         if (!is_known or !act(server, &crew.call, seen, &report, lane, date)) {
             next_ms = @min(next_ms, now_ms + retry_ms);
             continue;
@@ -231,6 +231,18 @@ pub fn look(server: *Server, lane: *Lane, date: *date_module.Date, now_ms: u64) 
         server.tell_launcher();
     }
     return next_ms;
+}
+
+/// Reads the request that the report's call is for. False when it is another one's: the worker may
+/// be in its next call by now, so what was read counts only if that call is still in progress.
+fn describe(
+    current: *const Current,
+    call: *const Call,
+    report: *Report,
+    id_prefix: *const [request_ids.prefix_bytes]u8,
+) bool {
+    return current.read(&report.request, id_prefix, sys.monotonic_ns()) and
+        call.is_running(report.call);
 }
 
 /// Answers where it may; false when it has to be tried again.
@@ -272,6 +284,7 @@ fn act(
 }
 
 const testing = std.testing;
+const exchange_module = @import("exchange.zig");
 
 test "overdue: one of worker and poller has the response" {
     var call: Call = .{};
@@ -300,6 +313,31 @@ test "overdue: what the poller saw of an earlier call takes nothing of the next"
     call.begin(&connection, false, 0);
     try testing.expect(!call.take(seen));
     try testing.expect(call.claim());
+}
+
+test "overdue: a call is not reported with the request of the next one" {
+    var pool: exchange_module.Pool = .{ .gpa = testing.allocator, .field_lines_max = 8 };
+    defer pool.deinit();
+    const exchange = try pool.acquire();
+    defer pool.release(exchange);
+    exchange.record.begin(1, 1);
+    var connection: Connection = .{ .index = 0 };
+    var call: Call = .{};
+    var current: Current = .{};
+    current.set(&connection, exchange);
+    call.begin(&connection, false, 0);
+    var report: Report = .{
+        .request = undefined,
+        .worker = 0,
+        .call = call.load().number,
+        .waited_ms = 0,
+        .answered = false,
+    };
+    try testing.expect(describe(&current, &call, &report, &pool.id_prefix));
+    try testing.expect(!call.end());
+    try testing.expect(!describe(&current, &call, &report, &pool.id_prefix));
+    call.begin(&connection, false, 0);
+    try testing.expect(!describe(&current, &call, &report, &pool.id_prefix));
 }
 
 test "overdue: what was not sent of the answer is not counted" {
