@@ -314,7 +314,7 @@ def _shut_down(shutdown: Hook, status: int, seconds: float, log: Log) -> int:
 def _say_surroundings(config: Config, log: Log) -> None:
     """Log what explains later what is seen: the container's limits, and where uploads go."""
     limits = cgroup.read()
-    log.info(f"{limits}; neither changes concurrency.threads")
+    log.info(f"cgroup: {limits}")
     if limits.hint():
         log.info(limits.hint())
     directory = temporary_directory()

@@ -208,8 +208,7 @@ class View:
         states = {name: count for name, count in status["connections"].items() if name != "limit"}
         shown = "   ".join(f"{name} {count}" for name, count in states.items() if count)
         return [
-            f"requests     {amount(rate)}/s   99 % within {duration(slowest)}   "
-            f"{bars(self._rates)}",
+            f"requests     {amount(rate)}/s   p99 {duration(slowest)}   {bars(self._rates)}",
             f"phases       {means}",
             f"threads      {_gauge(threads)} {threads['running']} running, {threads['attaching']} "
             f"waiting for the GIL, {threads['polling']} polling, {threads['idle']} idle",

@@ -323,4 +323,4 @@ def test_hint_about_less_than_one_core() -> None:
 
 def test_limits_are_told_at_the_start(serve: Servers) -> None:
     limits = re.escape(str(cgroup.read()))
-    serve().wait_log(rf"info {limits}; neither changes concurrency.threads\n")
+    serve().wait_log(rf"info cgroup: {limits}\n")
