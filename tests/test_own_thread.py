@@ -28,25 +28,33 @@ def open_streams(server: Server, target: str, count: int) -> list[Connection]:
 
     "{}" in the target is the number.
     """
-    opened = []
+    opened: list[Connection] = []
     for number in range(count):
         connection = server.connect(receive_buffer=4096)
         connection.send(get(target.format(number)))
         opened.append(connection)
-        wait_until(lambda: is_idle(server), PATIENCE, lambda: "the stream was not parked")
+        # Until the request has come the server is idle, too.
+        wait_until(
+            lambda: is_idle(server, len(opened)), PATIENCE, lambda: "the stream was not parked"
+        )
     return opened
 
 
-def is_idle(server: Server) -> bool:
-    """Whether no thread runs an application, and no request waits.
+def is_idle(server: Server, parked: int = 0) -> bool:
+    """Whether every thread is free, no request waits, and so many responses are parked.
 
     The admin listener is asked: the thread that answers a request of the test's would go on for a
     moment after its answer, and is not free for the next one then.
     """
     config = tomllib.loads((server.folder / "serve.toml").read_text("utf-8"))
     status = AdminClient(config["admin"]["bind"]).json()
-    is_busy = status["threads"]["running"] or status["threads"]["attaching"]
-    return not is_busy and status["queue"]["depth"] == 0
+    if "threads" not in status:
+        return False  # it is being started
+    count, connections = status["threads"], status["connections"]
+    # One more than calls can be made at once, which polls; some may have to begin yet.
+    has_all = count["idle"] + count["polling"] == count["limit"] + 1
+    has_parked = connections["writing"] + connections["suspended"] >= parked
+    return bool(has_all and has_parked and status["queue"]["depth"] == 0)
 
 
 def block(server: Server, count: int) -> list[Connection]:
@@ -286,7 +294,7 @@ def test_input_is_read_while_the_response_is_suspended(serve: Servers, how: str,
     half = size // 2
     with server.connect() as connection:
         connection.send(post(f"/reading?{how}", b"a" * half + b"b" * half))
-        wait_until(lambda: is_idle(server), PATIENCE, lambda: "the response was not suspended")
+        wait_until(lambda: is_idle(server, 1), PATIENCE, lambda: "the response was not suspended")
         server.open_gate("read")
         (event,) = server.wait_event("lengths")
         assert event["found"] == [half, half, 0]
@@ -304,7 +312,7 @@ def test_input_that_still_comes_is_read_while_the_response_is_suspended(serve: S
         )
         assert connection.interim_response().status == 100
         connection.send(b"aaaaa")
-        wait_until(lambda: is_idle(server), PATIENCE, lambda: "the response was not suspended")
+        wait_until(lambda: is_idle(server, 1), PATIENCE, lambda: "the response was not suspended")
         server.open_gate("read")
         server.wait_event("reading")
         time.sleep(0.1)
@@ -323,7 +331,7 @@ def test_input_that_was_not_asked_for_says_why_it_cannot_be_read(serve: Servers)
             b"POST /reading?unasked HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n"
             b"Expect: 100-continue\r\n\r\n"
         )
-        wait_until(lambda: is_idle(server), PATIENCE, lambda: "the response was not suspended")
+        wait_until(lambda: is_idle(server, 1), PATIENCE, lambda: "the response was not suspended")
         server.open_gate("read")
         (event,) = server.wait_event("read")
     assert event["found"][1].startswith("RuntimeError: wsgi.input cannot be read while its")
@@ -339,7 +347,7 @@ def test_client_that_leaves_while_input_is_read_in_a_suspended_response(serve: S
     )
     assert connection.interim_response().status == 100
     connection.send(b"aaaaa")
-    wait_until(lambda: is_idle(server), PATIENCE, lambda: "the response was not suspended")
+    wait_until(lambda: is_idle(server, 1), PATIENCE, lambda: "the response was not suspended")
     server.open_gate("read")
     server.wait_event("reading")
     connection.reset()
@@ -356,6 +364,6 @@ def test_write_while_the_response_is_suspended_says_so(serve: Servers) -> None:
         connection.send(get("/writing"))
         assert connection.head().status == 200
         assert connection.chunk() == b"begun "
-        wait_until(lambda: is_idle(server), PATIENCE, lambda: "the response was not suspended")
+        wait_until(lambda: is_idle(server, 1), PATIENCE, lambda: "the response was not suspended")
         server.open_gate("write")
         assert connection.chunk().startswith(b"a callable of the request was called while its")

@@ -791,16 +791,18 @@ pub fn Scheduler(comptime Host: type) type {
             return if (freest.own_first == null) freest else null;
         }
 
-        /// Takes this worker out of the list of parked ones; false when it is not in it.
+        /// Takes this worker out of the list of parked ones; false when it is not in it. It is free
+        /// from then on, and not only when its thread runs again, which may take a while.
         fn unpark_this(self: *Self, wanted: *Worker) bool {
             var link = &self.parked;
             while (link.*) |worker| : (link = &worker.next_parked) {
                 if (worker != wanted) continue;
                 link.* = worker.next_parked;
                 self.parked_count -= 1;
+                worker.phase = .between;
                 return true;
             }
-            return false; // woken already, and on its way
+            return false;
         }
 
         fn wake(worker: *Worker) void {
@@ -914,6 +916,22 @@ test "a worker whose turn is not for its own requests may begin another" {
             }
         };
     }
+}
+
+test "a worker that has been woken, and does not run yet, is freer than one with responses" {
+    var host: NoHost = .{};
+    const options: Options = .{ .threads = 2, .queue = 8, .queue_timeout_ms = 1000 };
+    var scheduler = try Scheduler(NoHost).init(testing.allocator, options, &host);
+    defer scheduler.deinit(testing.allocator);
+    var bound: Worker = .{ .index = 0, .bound = 1, .phase = .polling };
+    var free: Worker = .{ .index = 1, .phase = .parked };
+    for ([_]*Worker{ &bound, &free }, 0..) |worker, place| scheduler.workers[place] = worker;
+    scheduler.worker_total = 2;
+    scheduler.parked = &free;
+    scheduler.parked_count = 1;
+    try testing.expectEqual(&free, scheduler.freer_than(&bound));
+    try testing.expectEqual(&free, scheduler.unpark());
+    try testing.expectEqual(&free, scheduler.freer_than(&bound));
 }
 
 test "a worker with parked responses takes fast requests first, but for one that waited long" {
