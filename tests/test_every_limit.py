@@ -35,7 +35,7 @@ class Watched:
 
     def __init__(self, servers: Servers, app: str, config: dict[str, Any]) -> None:
         self.server, self.admin = serve_with_admin(servers, app, config)
-        self.server.wait_log("concurrency.threads")  # the last that a start says
+        self.server.wait_log("info cgroup: ")  # the last that a start says
         self.before: dict[tuple[str, str, str], float] = {}
         self.begin()
 
