@@ -1,16 +1,17 @@
 """A real `serve-zig` process for a test: its configuration, its port, its log and its end."""
 
 import contextlib
+import fcntl
 import itertools
 import json
 import os
-import random
 import re
 import select
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -405,12 +406,29 @@ def address_of(bind: str) -> tuple[int, Any]:
     return socket.AF_INET, (host if host not in ("", "0.0.0.0") else "127.0.0.1", int(port))
 
 
+_PORTS_EACH = 250
+
+
+def _claim_ports() -> range:
+    """Return ports that are this process' own among the test processes of the machine.
+
+    Below the ephemeral range, so that no client socket takes one meanwhile. The lock on a file says
+    whose they are, until this process ends.
+    """
+    for number in range(10_000 // _PORTS_EACH):
+        path = Path(tempfile.gettempdir()) / f"serve-zig-tests-{os.getuid()}-ports-{number}"
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            first = 20_000 + number * _PORTS_EACH
+            return range(first, first + _PORTS_EACH)
+        os.close(descriptor)
+    raise AssertionError("too many processes run tests on this machine")
+
+
 def _port_candidates() -> Iterator[int]:
-    # Below the ephemeral range, so that no client socket of these tests can take the port
-    # meanwhile; each test process starts elsewhere, and is seldom where another is.
-    start = random.randrange(10_000)
-    for step in itertools.count():
-        yield 20_000 + (start + step) % 10_000
+    # The next one each time: whoever has just left a port may still come back to it.
+    yield from itertools.cycle(_claim_ports())
 
 
 _ports = _port_candidates()
@@ -419,7 +437,7 @@ _ports = _port_candidates()
 def free_port(host: str = "127.0.0.1") -> int:
     """Return a TCP port that nothing listens on now."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    for port in itertools.islice(_ports, 10_000):
+    for port in itertools.islice(_ports, _PORTS_EACH):
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             with contextlib.suppress(OSError):

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from scripting import script
-from serving import APPLICATIONS, Server, Servers
-from wire import Response, Truncated, get, post
+from serving import APPLICATIONS, Server, Servers, wait_until
+from wire import PATIENCE, Response, Truncated, get, post
 
 PIECES = ["one ", "two ", "three"]
 BODY = b"one two three"
@@ -599,6 +599,12 @@ def test_exceptions_do_not_leak_into_later_requests(server: Server) -> None:
         assert ask(server, raise_at="call", kind="SystemExit").status == 500
         assert ask(server, pieces=["fine"]).body == b"fine"
     server.errors_expected = True
+    # All of them: the last ones would be the next test's.
+    wait_until(
+        lambda: server.test_log().count("SystemExit: scripted at call") == 50,
+        PATIENCE,
+        server.test_log,
+    )
 
 
 # close()
