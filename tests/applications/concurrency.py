@@ -107,7 +107,7 @@ def fast(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[by
 def gate(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
     """Block until the test opens the gate in the query; what stands behind "&" is a mark."""
     query = environ["QUERY_STRING"]
-    events.record("begun", query=query, thread=threading.get_ident())
+    events.record("begun", query=query)
     events.wait_gate(query.partition("&")[0])
     return answer_text(start_response, f"gate {query}")
 

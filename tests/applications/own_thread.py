@@ -17,7 +17,6 @@ def waiting(environ: WSGIEnvironment, start_response: StartResponse) -> Iterator
     name, _, how = environ["QUERY_STRING"].partition("&")
     start_response("200 OK", PLAIN)
     began = threading.get_ident()
-    events.record("waits", tag=name, thread=began)
     try:
         yield b"begun "
         resumes[name] = environ["x-wsgiorg.suspend"]()
